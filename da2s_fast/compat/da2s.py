@@ -1,0 +1,13 @@
+"""`MixedOp` as in the DA2S authors' code: seven candidates, constructor MixedOp(C, stride)."""
+
+from da2s_fast.nn.mixed_op import DARTS_PRIMITIVES
+from da2s_fast.nn.mixed_op import MixedOp as _MixedOp
+
+PRIMITIVES = DARTS_PRIMITIVES[1:]
+
+
+class MixedOp(_MixedOp):
+    """DARTS's candidates without `none`, on all channels; see `da2s_fast.MixedOp`."""
+
+    def __init__(self, C: int, stride: int) -> None:
+        super().__init__(C, stride, primitives=PRIMITIVES)

@@ -1,0 +1,155 @@
+"""Cells of the super-network: mixed operations on every edge, summed at every node."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from da2s_fast.nn.mixed_op import DARTS_PRIMITIVES, MixedOp, channel_shuffle
+from da2s_fast.nn.operations import FactorizedReduce, ReLUConvBN
+from da2s_fast.ops import mixed_sum
+
+
+class Mixture(NamedTuple):
+    """How the cells of one kind mix their candidates."""
+
+    weights: Tensor
+    """p, (edges, operations)."""
+    edge_weights: Tensor | None = None
+    """g, (edges,); None where every edge counts 1 (DARTS)."""
+    active: tuple[tuple[int, ...], ...] | None = None
+    """Per edge the candidates to run; an edge without any is left out altogether. None runs all.
+    A cut network is evaluated this way without paying for what was cut."""
+
+
+def node_sum(edges: Sequence[MixedOp], states: Sequence[Tensor], mixture: Mixture) -> Tensor:
+    """h = sum_e g_e sum_o p_{e,o} op_{e,o}(x_e), all edges of one node in one weighted sum.
+
+    Args:
+        edges: the node's mixed operations, one for each state.
+        states: the inputs of the edges, (N, C, H, W) each.
+        mixture: the rows of the cell's mixture that belong to this node.
+
+    Returns:
+        (N, C, H', W').
+    """
+    outputs: list[Tensor] = []
+    norms: list[nn.BatchNorm2d | None] = []
+    bypasses: list[Tensor] = []
+    chosen: list[tuple[int, int]] = []
+    used: list[int] = []
+    groups = edges[0].partial_channels
+    for index, (edge, state) in enumerate(zip(edges, states, strict=True)):
+        active = None if mixture.active is None else mixture.active[index]
+        if active is not None and not active:
+            continue
+        edge_outputs, edge_norms = edge.candidates(state, active)
+        outputs += edge_outputs
+        norms += edge_norms
+        used.append(index)
+        chosen += [(index, op) for op in active or ()]
+        if groups > 1:
+            bypasses.append(edge.bypass(state))
+    g = mixture.edge_weights
+    weights = mixture.weights if g is None else mixture.weights * g.unsqueeze(1)
+    if mixture.active is None:
+        flat = weights.flatten()
+    else:
+        flat = torch.stack([weights[edge, op] for edge, op in chosen])
+    mixed = mixed_sum(outputs, flat, norms)
+    if groups == 1:
+        return mixed
+    if g is None:
+        bypass_weights = weights.new_ones(len(used))
+    else:
+        bypass_weights = g if mixture.active is None else g[used]
+    bypass = mixed_sum(bypasses, bypass_weights)
+    return channel_shuffle(torch.cat([mixed, bypass], dim=1), groups)
+
+
+class Cell(nn.Module):
+    """Search cell of DARTS: two inputs, `steps` nodes, the last `multiplier` concatenated.
+
+    Constructor, `forward` and state dict keys are those of DARTS-family code.
+
+    Args:
+        steps: number of intermediate nodes.
+        multiplier: how many nodes, counted from the last, make the output.
+        C_prev_prev, C_prev: channels of the two inputs.
+        C: channels of a node.
+        reduction: whether edges that leave the inputs have stride 2.
+        reduction_prev: whether the cell before this one was a reduction cell.
+        primitives, partial_channels: see `MixedOp`.
+    """
+
+    def __init__(
+        self,
+        steps: int,
+        multiplier: int,
+        C_prev_prev: int,
+        C_prev: int,
+        C: int,
+        reduction: bool,
+        reduction_prev: bool,
+        *,
+        primitives: Sequence[str] = DARTS_PRIMITIVES,
+        partial_channels: int = 1,
+    ) -> None:
+        super().__init__()
+        self.reduction = reduction
+        self.preprocess0: nn.Module
+        if reduction_prev:
+            self.preprocess0 = FactorizedReduce(C_prev_prev, C, affine=False)
+        else:
+            self.preprocess0 = ReLUConvBN(C_prev_prev, C, 1, 1, 0, affine=False)
+        self.preprocess1 = ReLUConvBN(C_prev, C, 1, 1, 0, affine=False)
+        self._steps = steps
+        self._multiplier = multiplier
+        self._ops = nn.ModuleList(
+            MixedOp(
+                C,
+                2 if reduction and source < 2 else 1,
+                primitives=primitives,
+                partial_channels=partial_channels,
+            )
+            for node in range(steps)
+            for source in range(2 + node)
+        )
+
+    def forward(
+        self,
+        s0: Tensor,
+        s1: Tensor,
+        weights: Tensor | Mixture,
+        weights2: Tensor | None = None,
+    ) -> Tensor:
+        """Output of the cell, (N, multiplier * C, H', W').
+
+        Args:
+            s0, s1: outputs of the last cell but one and of the last cell.
+            weights: p, (edges, operations), or a whole `Mixture`.
+            weights2: g, (edges,), as in PC-DARTS; without it every edge counts 1.
+        """
+        mixture = weights if isinstance(weights, Mixture) else Mixture(weights, weights2)
+        states = [self.preprocess0(s0), self.preprocess1(s1)]
+        run_nodes(self._ops, states, mixture, self._steps)
+        return torch.cat(states[-self._multiplier :], dim=1)
+
+
+def run_nodes(edges: nn.ModuleList, states: list[Tensor], mixture: Mixture, steps: int) -> None:
+    """Append `steps` nodes to `states`, each fed by every state before it."""
+    start = 0
+    for _ in range(steps):
+        stop = start + len(states)
+        rows = slice(start, stop)
+        g, active = mixture.edge_weights, mixture.active
+        node_mixture = Mixture(
+            mixture.weights[rows],
+            None if g is None else g[rows],
+            None if active is None else active[rows],
+        )
+        states.append(node_sum(list(edges[rows]), states, node_mixture))  # type: ignore[arg-type]
+        start = stop

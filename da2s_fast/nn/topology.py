@@ -42,27 +42,27 @@ class CellTopology:
 
     def __post_init__(self) -> None:
         if not self.nodes:
-            raise UserError("A cell needs at least one intermediate node, but none is given.")
+            raise UserError("a cell needs at least one intermediate node, but none is given")
         for state, edges in enumerate(self.nodes, start=self.inputs):
             if not edges:
-                raise UserError(f"Node {state} has no edges; every node needs at least one.")
+                raise UserError(f"node {state} has no edges; every node needs at least one")
             for operation, source in edges:
                 if not 0 <= source < state:
                     raise UserError(
-                        f"Edge ({operation!r}, {source}) of node {state} reads state {source}; "
-                        f"node {state} can read the states 0 to {state - 1}."
+                        f"edge ({operation!r}, {source}) of node {state} reads state {source}; "
+                        f"node {state} can read the states 0 to {state - 1}"
                     )
         if not self.concat:
-            raise UserError("The cell's output is empty: concat must name at least one node.")
+            raise UserError("the cell's output is empty: concat must name at least one node")
         last = self.inputs + len(self.nodes) - 1
         for state in self.concat:
             if not self.inputs <= state <= last:
                 raise UserError(
                     f"concat names state {state}, which is not an intermediate node of this "
-                    f"cell; these are {self.inputs} to {last}."
+                    f"cell; these are {self.inputs} to {last}"
                 )
         if len(set(self.concat)) != len(self.concat):
-            raise UserError(f"concat names a state twice: {list(self.concat)}.")
+            raise UserError(f"concat names a state twice: {list(self.concat)}")
 
     @property
     def edges_per_node(self) -> tuple[int, ...]:

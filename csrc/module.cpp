@@ -41,7 +41,6 @@ PYBIND11_MODULE(_build_info, module) {
   module.def("build_info", &build_info,
              "Compiler, C++ standard, flags, torch version built against, instruction sets.");
   module.def(
-      "instruction_set",
-      [] { return std::string(da2s_fast::isa_name(da2s_fast::chosen_isa())); },
+      "instruction_set", [] { return std::string(da2s_fast::isa_name(da2s_fast::chosen_isa())); },
       "The instruction set in use; RuntimeError if DA2S_ISA asks for one that cannot run here.");
 }

@@ -7,8 +7,8 @@
 //                                  parallel_for, registration's targets. May include torch's
 //                                  stable headers.
 //   csrc/cpu/<operation>.simd.cpp  once per instruction set, with -DDA2S_ISA=portable and, on
-//                                  x86-64, again with -mavx2 -mfma -DDA2S_ISA=avx2: the inner loops,
-//                                  on plain pointers.
+//                                  x86-64, again with -mavx2 -mfma -DDA2S_ISA=avx2: the inner
+//                                  loops, on plain pointers.
 //
 // An operation with inner loops has a header that both include:
 //
@@ -25,18 +25,21 @@
 //   }
 //
 //   // csrc/cpu/mixed_sum.cpp: runs the variant chosen for this processor. Overloads and return
-//   // values work; the choice costs one load and a branch, so make it once per chunk.
+//   // values work; make the choice once per chunk, not per element.
 //   DA2S_SIMD_CALL(mixed_sum_rows, inputs, out, n);
 //
 // Inside a .simd.cpp, `#ifdef __AVX2__` guards intrinsics; plain loops and compiler vector
 // extensions need no guard. Everything it defines must live in namespace da2s_fast::DA2S_ISA or be
 // static (an anonymous namespace there is fine), and it must not instantiate templates or inline
-// functions of torch or the standard library that are not forced inline (std::vector, std::function,
+// functions of torch or the standard library that are not forced inline (std::vector,
+// std::function,
 // ...): the linker keeps one copy of such a function for the whole library, and if it is the AVX2
 // one, the portable path dies with an illegal instruction. tests/test_packaging.py checks the
-// objects for that. <cstdint>, <cstddef>, <cmath> on floats and doubles, and <immintrin.h> are safe.
+// objects for that. <cstdint>, <cstddef>, <cmath> on floats and doubles, and <immintrin.h> are
+// safe.
 //
-// The environment variable DA2S_ISA=portable|avx2 forces a choice; it is read once per process.
+// The environment variable DA2S_ISA=portable|avx2 forces a choice; it is read when the library is
+// loaded.
 #pragma once
 
 namespace da2s_fast {
@@ -60,9 +63,9 @@ const char* isa_name(Isa isa);
   namespace avx2 {             \
   __VA_ARGS__                  \
   }
-#define DA2S_SIMD_CALL(function, ...)                        \
-  (::da2s_fast::chosen_isa() == ::da2s_fast::Isa::avx2       \
-       ? ::da2s_fast::avx2::function(__VA_ARGS__)            \
+#define DA2S_SIMD_CALL(function, ...)                  \
+  (::da2s_fast::chosen_isa() == ::da2s_fast::Isa::avx2 \
+       ? ::da2s_fast::avx2::function(__VA_ARGS__)      \
        : ::da2s_fast::portable::function(__VA_ARGS__))
 #else
 #define DA2S_DECLARE_SIMD(...) \

@@ -1,0 +1,17 @@
+"""Fused operations: each with a plain PyTorch reference and compiled backends beside it."""
+
+from da2s_fast.ops.discretization_loss import (
+    DiscretizationLoss,
+    discretization_loss,
+    edge_strength,
+    operation_strength,
+)
+from da2s_fast.ops.mixed_sum import mixed_sum
+
+__all__ = [
+    "DiscretizationLoss",
+    "discretization_loss",
+    "edge_strength",
+    "mixed_sum",
+    "operation_strength",
+]

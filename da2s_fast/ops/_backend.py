@@ -1,0 +1,65 @@
+"""What the fused operations share: their library of schemas and the choice of a backend."""
+
+from collections.abc import Mapping
+from typing import NoReturn
+
+import torch
+
+from da2s_fast.backends import load_libraries
+from da2s_fast.errors import UserError
+
+REFERENCE = "reference"
+
+# Defined here, in Python, so that every operator exists (with its schema, fake implementation
+# and autograd rule) where nothing was compiled; the compiled libraries add implementations only.
+LIBRARY = torch.library.Library("da2s_fast", "FRAGMENT")
+load_libraries()
+
+
+def define_operator(schema: str) -> str:
+    """Define an operator from its schema and return its qualified name.
+
+    ``needs_exact_strides``: the layout of the outputs follows that of the inputs, so compilers
+    must hand over the strides they saw while tracing.
+    """
+    LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides))
+    return f"da2s_fast::{schema.split('(', 1)[0]}"
+
+
+def has_kernel(operator: str, device_type: str) -> bool:
+    """Tell whether a compiled library brought an implementation of an operator."""
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(operator, device_type.upper()))
+
+
+def refuse_double_backward(name: str) -> NoReturn:
+    """Say, from within a backward formula, that an operation cannot be differentiated twice."""
+    raise RuntimeError(
+        f"the fused {name} has no second derivative; pass backend='{REFERENCE}' to {name} "
+        "to differentiate twice"
+    )
+
+
+def choose_backend(name: str, requested: str | None, reasons: Mapping[str, str | None]) -> str:
+    """Choose the backend of one call.
+
+    Args:
+        name: the operation, for messages.
+        requested: what the caller asked for; None for the first that can run.
+        reasons: for every fused backend, best first, why it cannot run; None where it can.
+
+    Raises:
+        UserError: the backend asked for is unknown or cannot run.
+    """
+    if requested is None:
+        return next((key for key, reason in reasons.items() if reason is None), REFERENCE)
+    if requested == REFERENCE:
+        return requested
+    if requested not in reasons:
+        known = ", ".join([*reasons, REFERENCE])
+        raise UserError(f"{name} has no backend {requested!r}; choose one of: {known}")
+    if reasons[requested] is not None:
+        raise UserError(
+            f"backend {requested!r} of {name} cannot run: {reasons[requested]}; "
+            f"pass backend=None or '{REFERENCE}'"
+        )
+    return requested

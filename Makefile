@@ -1,28 +1,32 @@
-# make search  sets everything up and searches an architecture for scikit-learn's digits
-# make test    sets everything up and runs all tests
-# Setting up is done once and again only after pyproject.toml, setup.py or csrc have changed.
+# make search     set everything up, search an architecture for scikit-learn's digits
+# make test       set everything up, run all tests
+# make lint       all static checks; make format mends what can be mended
+# make benchmark  timings of the fused operations
+# Setting up happens once, and again only after pyproject.toml, setup.py or csrc have changed.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/da2s_fast.stamp
-BUILD_INPUTS := pyproject.toml setup.py $(shell find csrc -type f)
+CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: setup search test lint format benchmark clean
 
 setup: $(STAMP)
 
 $(BIN)/python:
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+		echo "$(PYTHON) -m venv failed: on Debian and Ubuntu install python3-venv" >&2; exit 1; }
 
 # torch first: the package is compiled against the installed torch, so its build is not isolated.
-$(STAMP): $(BIN)/python $(BUILD_INPUTS)
-	$(BIN)/python -m pip install -q "torch>=2.10" torchvision
-	$(BIN)/python -m pip install -q "setuptools>=77" ninja
-	$(BIN)/python -m pip install -q --no-build-isolation -e ".[dev]"
-	touch $@
+$(STAMP): pyproject.toml setup.py $(CSRC) | $(BIN)/python
+	$(BIN)/python -m pip install --quiet "torch>=2.10" torchvision
+	$(BIN)/python -m pip install --quiet "setuptools>=77" ninja
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[dev]"
+	@touch $@
 
+# The time in the folder's name keeps every run.
 search: setup
-	$(BIN)/da2s search --data digits --output runs/digits
+	$(BIN)/da2s search --data digits --output runs/digits-$$(date +%Y%m%d-%H%M%S)
 
 test: setup
 	$(BIN)/python -m pytest
@@ -31,16 +35,16 @@ lint: setup
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	find csrc -type f | xargs $(BIN)/clang-format --dry-run -Werror
+	$(BIN)/clang-format --dry-run -Werror $(CSRC)
 
 format: setup
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
-	find csrc -type f | xargs $(BIN)/clang-format -i
+	$(BIN)/clang-format -i $(CSRC)
 
 benchmark: setup
 	$(BIN)/python -m benchmarks
 
 clean:
-	rm -rf build dist *.egg-info da2s_fast/*.so da2s_fast/_build.json $(STAMP) \
-		.pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist *.egg-info da2s_fast/*.so da2s_fast/_build.json $(STAMP)
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -145,9 +145,10 @@ class BuildCompiled(BuildExtension):
             reason = self._build(extension)
             record[extension.name.rpartition(".")[2]] = {"built": not reason, "reason": reason}
             if reason:
+                # An earlier build in the same folder may have left one that no longer fits.
+                Path(self.get_ext_fullpath(extension.name)).unlink(missing_ok=True)
                 print(f"warning: {extension.name} was not built: {reason}", file=sys.stderr)
-        built = [e for e in wanted if record[e.name.rpartition(".")[2]]["built"]]
-        self.extensions = built
+        self.extensions = [e for e in wanted if record[e.name.rpartition(".")[2]]["built"]]
         self._record_file().write_text(json.dumps(record, indent=2) + "\n")
 
     def build_extension(self, extension: Extension) -> None:

@@ -7,3 +7,7 @@ class UserError(ValueError):
     The message is one sentence that says what is wrong, with what value, and what to do. The
     command line prints it without a traceback and exits with code 2.
     """
+
+
+class DivergedError(RuntimeError):
+    """Training reached NaN or Inf; the message names the last good checkpoint."""

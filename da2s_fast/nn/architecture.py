@@ -89,12 +89,12 @@ class ArchitectureParameters:
         return self.edge_mode == "softmax"
 
     def operation_weights(self, kind: str) -> Tensor:
-        """p, (edges, operations), each row summing to 1."""
+        """Weights p, (edges, operations), each row summing to 1."""
         alpha = self.alphas[kind]
         return torch.softmax(operation_strength(alpha) if self.strengthen_operations else alpha, -1)
 
     def edge_weights(self, kind: str) -> Tensor | None:
-        """g, (edges,); None where every edge counts 1."""
+        """Weights g, (edges,); None where every edge counts 1."""
         if self.edge_mode == "none":
             return None
         source = self._other(kind) if self.swap_edge_weights else kind
@@ -109,7 +109,7 @@ class ArchitectureParameters:
         return torch.cat(weights)
 
     def mixture(self, kind: str) -> Mixture:
-        """p and g of a cell kind, differentiable with respect to alpha and beta."""
+        """Weights p and g of a cell kind, differentiable with respect to alpha and beta."""
         return Mixture(self.operation_weights(kind), self.edge_weights(kind))
 
     def apply(self, function: Callable[[Tensor], Tensor]) -> None:

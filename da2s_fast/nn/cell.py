@@ -26,7 +26,7 @@ class Mixture(NamedTuple):
 
 
 def node_sum(edges: Sequence[MixedOp], states: Sequence[Tensor], mixture: Mixture) -> Tensor:
-    """h = sum_e g_e sum_o p_{e,o} op_{e,o}(x_e), all edges of one node in one weighted sum.
+    """Node h = sum_e g_e sum_o p_{e,o} op_{e,o}(x_e), in one weighted sum.
 
     Args:
         edges: the node's mixed operations, one for each state.
@@ -78,14 +78,16 @@ class Cell(nn.Module):
     Args:
         steps: number of intermediate nodes.
         multiplier: how many nodes, counted from the last, make the output.
-        C_prev_prev, C_prev: channels of the two inputs.
+        C_prev_prev: channels of the first input.
+        C_prev: channels of the second.
         C: channels of a node.
         reduction: whether edges that leave the inputs have stride 2.
         reduction_prev: whether the cell before this one was a reduction cell.
-        primitives, partial_channels: see `MixedOp`.
+        primitives: see `MixedOp`.
+        partial_channels: see `MixedOp`.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - the order of DARTS-family code
         self,
         steps: int,
         multiplier: int,
@@ -129,7 +131,8 @@ class Cell(nn.Module):
         """Output of the cell, (N, multiplier * C, H', W').
 
         Args:
-            s0, s1: outputs of the last cell but one and of the last cell.
+            s0: output of the last cell but one.
+            s1: output of the last cell.
             weights: p, (edges, operations), or a whole `Mixture`.
             weights2: g, (edges,), as in PC-DARTS; without it every edge counts 1.
         """

@@ -28,6 +28,7 @@ class NormalizedSequential(nn.Sequential):
 
     @property
     def norm(self) -> nn.Module:
+        """The last normalization."""
         return self[len(self) - 1]
 
     def features(self, x: Tensor) -> Tensor:
@@ -45,12 +46,15 @@ class _Wrapped(nn.Module):
 
     @property
     def norm(self) -> nn.Module:
+        """The last normalization."""
         return self.op.norm
 
     def features(self, x: Tensor) -> Tensor:
+        """Output before the normalization, (N, C_out, H', W')."""
         return self.op.features(x)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to the output's size."""
         return self.op(x)
 
 
@@ -62,6 +66,7 @@ class Zero(nn.Module):
         self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to the output's size."""
         return x[:, :, :: self.stride, :: self.stride].mul(0.0)
 
 
@@ -69,13 +74,14 @@ class Identity(nn.Module):
     """`skip_connect` at stride 1."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to the output's size."""
         return x
 
 
 class ReLUConvBN(_Wrapped):
     """ReLU, dense convolution, BatchNorm."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - the order of DARTS-family code
         self,
         C_in: int,
         C_out: int,
@@ -92,7 +98,9 @@ class ReLUConvBN(_Wrapped):
         )
 
 
-def _separable(C_in: int, C_out: int, kernel: int, stride: int, padding: int, dilation: int):
+def _separable(  # noqa: PLR0917 - the order of DARTS-family code
+    C_in: int, C_out: int, kernel: int, stride: int, padding: int, dilation: int
+) -> tuple[nn.Module, ...]:
     """ReLU, depthwise and pointwise convolution: the building block of the two below."""
     return (
         nn.ReLU(inplace=False),
@@ -113,7 +121,7 @@ def _separable(C_in: int, C_out: int, kernel: int, stride: int, padding: int, di
 class DilConv(_Wrapped):
     """ReLU, depthwise k x k with dilation, pointwise, BatchNorm."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - the order of DARTS-family code
         self,
         C_in: int,
         C_out: int,
@@ -133,7 +141,7 @@ class DilConv(_Wrapped):
 class SepConv(_Wrapped):
     """(ReLU, depthwise k x k, pointwise, BatchNorm) twice, the stride on the first."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - the order of DARTS-family code
         self,
         C_in: int,
         C_out: int,
@@ -180,15 +188,18 @@ class FactorizedReduce(nn.Module):
 
     @property
     def norm(self) -> nn.Module:
+        """The last normalization."""
         return self.bn
 
     def features(self, x: Tensor) -> Tensor:
+        """Output before the normalization, (N, C_out, ceil(H / 2), ceil(W / 2))."""
         x = self.relu(x)
         height, width = x.shape[-2:]
         padded = F.pad(x, (0, width % 2, 0, height % 2)) if height % 2 or width % 2 else x
         return torch.cat([self.conv_1(x), self.conv_2(padded[:, :, 1:, 1:])], dim=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to the output's size."""
         return self.bn(self.features(x))
 
 
@@ -208,7 +219,7 @@ OPERATIONS: dict[str, OperationFactory] = {
     "sep_conv_7x7": lambda C, stride, affine: SepConv(C, C, 7, stride, 3, affine),
     "dil_conv_3x3": lambda C, stride, affine: DilConv(C, C, 3, stride, 2, 2, affine),
     "dil_conv_5x5": lambda C, stride, affine: DilConv(C, C, 5, stride, 4, 2, affine),
-    "conv_7x1_1x7": lambda C, stride, affine: ConvPair(C, stride, affine),
+    "conv_7x1_1x7": ConvPair,
     "nor_conv_1x1": lambda C, stride, affine: ReLUConvBN(C, C, 1, stride, 0, affine),
     "nor_conv_3x3": lambda C, stride, affine: ReLUConvBN(C, C, 3, stride, 1, affine),
 }

@@ -6,7 +6,7 @@ from torch import nn
 
 
 def cifar_stem(in_channels: int, channels: int) -> nn.Sequential:
-    """3x3 convolution and BatchNorm at full resolution: (N, in_channels, H, W) to (N, channels, H, W)."""
+    """3x3 convolution and BatchNorm: (N, in_channels, H, W) to (N, channels, H, W)."""
     return nn.Sequential(
         nn.Conv2d(in_channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels)
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -29,14 +29,14 @@ class _SuperNetwork(nn.Module):
         return list(self.parameters())
 
     def arch_parameters(self) -> list[Tensor]:
-        """alpha of every cell kind, then beta."""
+        """Alpha of every cell kind, then beta."""
         return self.architecture.parameters()
 
     def mixtures(self) -> dict[str, Mixture]:
         """The current mixture of every cell kind."""
         return {kind: self.architecture.mixture(kind) for kind in self.architecture.kinds}
 
-    def _apply(self, fn, recurse=True):
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _SuperNetwork:
         # `.to()`, `.cuda()`, `.double()`, ... must move alpha and beta along.
         self.architecture.apply(fn)
         return super()._apply(fn, recurse)
@@ -182,7 +182,10 @@ class NasBench201SuperNetwork(_SuperNetwork):
         num_classes: outputs.
         cells: N, cells per stage.
         architecture: parameters with the kind "normal".
-        primitives, nodes, in_channels, partial_channels: as for `SuperNetwork`.
+        primitives: as for `SuperNetwork`.
+        nodes: likewise.
+        in_channels: likewise.
+        partial_channels: likewise.
     """
 
     def __init__(

@@ -1,0 +1,1 @@
+"""Exact and fast differentiable architecture search: search, cut and retrain image classifiers."""

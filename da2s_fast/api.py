@@ -1,0 +1,132 @@
+"""The searches of the package as Python functions."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from da2s_fast.data import ImageData, load_data
+from da2s_fast.errors import UserError
+from da2s_fast.report import write_report
+from da2s_fast.search.forecast import forecast
+from da2s_fast.search.loop import SearchResult, run_search
+from da2s_fast.search.run_folder import Metrics, RunFolder
+from da2s_fast.search.session import SearchSession
+from da2s_fast.search.settings import SearchSettings
+
+logger = logging.getLogger("da2s_fast")
+
+
+def search(
+    data: str | ImageData = "digits",
+    *,
+    run_dir: str | Path | None = None,
+    progress: bool = True,
+    **settings: Any,
+) -> SearchResult:
+    """Search an architecture for a data set.
+
+    Args:
+        data: name or path as in `SearchSettings.data`, or a loaded `ImageData`.
+        run_dir: new folder for log, metrics, checkpoint, genotype and report; none by default.
+        progress: show a progress bar on standard error.
+        **settings: fields of `SearchSettings`, for example method="darts", epochs=10.
+
+    Returns:
+        Genotype, history and super-network, see `SearchResult`.
+
+    Raises:
+        UserError: data or settings that cannot be used.
+        DivergedError: the loss became NaN or infinite.
+    """
+    name = data if isinstance(data, str) else data.name
+    try:
+        wanted = SearchSettings(data=name, **settings)
+    except TypeError as error:
+        raise UserError(f"unknown setting: {error}; see da2s_fast.search.SearchSettings") from None
+    images = data if isinstance(data, ImageData) else _load(wanted)
+    resolved = wanted.resolved(images)
+    session = SearchSession(resolved, images)
+    folder = RunFolder.create(Path(run_dir), resolved) if run_dir is not None else None
+    return _run(session, folder, [], progress)
+
+
+def resume(
+    run_dir: str | Path, *, data: ImageData | None = None, progress: bool = True
+) -> SearchResult:
+    """Continue a search that was interrupted, to the same bits as if it had not been.
+
+    Args:
+        run_dir: the run folder.
+        data: the images, when `search` was given loaded ones; otherwise they are loaded anew.
+        progress: show a progress bar on standard error.
+
+    Raises:
+        UserError: no run there, or its checkpoint or data cannot be read.
+    """
+    folder = RunFolder(Path(run_dir))
+    settings = folder.settings()
+    images = data if data is not None else _load(settings)
+    session = SearchSession(settings.resolved(images), images)
+    state, history = folder.load()
+    session.load_state_dict(state)
+    return _run(session, folder, history, progress)
+
+
+def _load(settings: SearchSettings) -> ImageData:
+    return load_data(settings.data, image_size=settings.image_size, limit=settings.limit)
+
+
+def _run(
+    session: SearchSession, folder: RunFolder | None, history: list[Metrics], progress: bool
+) -> SearchResult:
+    if folder is None:
+        return _with_progress(session, None, history, progress)
+    with folder.logging():
+        result = _with_progress(session, folder, history, progress)
+        report = write_report(folder.path)
+        logger.info("report: %s", report)
+    return result
+
+
+def _with_progress(
+    session: SearchSession, folder: RunFolder | None, history: list[Metrics], progress: bool
+) -> SearchResult:
+    settings = session.settings
+    logger.info(
+        "searching %s on %s with %s: %s epochs, %s cells, %s channels",
+        settings.space,
+        session.data.name,
+        settings.method,
+        settings.epochs,
+        settings.cells,
+        settings.channels,
+    )
+    logger.info("forecast: %s", forecast(session))
+    columns = (
+        TextColumn("[bold]search"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("steps"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, disable=not progress) as bar:
+        task = bar.add_task("search", total=None)
+        return run_search(
+            session,
+            folder,
+            history,
+            lambda done, total: bar.update(task, completed=done, total=total),
+        )

@@ -1,0 +1,242 @@
+"""Settings of a search: what the user may set, and what follows from the data where they do not."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+
+from da2s_fast.data import ImageData
+from da2s_fast.errors import UserError
+from da2s_fast.search.control import ControlName
+from da2s_fast.spaces import SearchSpace, get_space
+
+Method = Literal["da2s", "darts", "pc-darts"]
+Precision = Literal["float32", "bfloat16", "float16"]
+
+AUTHORS_EPOCHS = 50
+AUTHORS_WARMUP = 8
+ARCH_MOVEMENT = 5.85
+"""Architecture steps x learning rate in the authors' setting (50 epochs x 390 steps x 3e-4).
+
+Adam moves a parameter by about its rate per step: a shorter search needs a higher one."""
+
+
+@dataclass
+class SearchSettings:
+    """Everything that decides a search; None means: chosen by method and data.
+
+    Attributes:
+        data: "digits", "cifar10", "cifar100", a folder of images or an .npz file.
+        method: da2s (discretization-aware), darts, or pc-darts.
+        space: "darts" (8 operations), "da2s" (7) or "nas-bench-201"; by default the method's.
+        operations: subset of the operations, or names you registered.
+        nodes: intermediate nodes per cell.
+        cells: number of cells (NAS-Bench-201: per stage).
+        channels: channels of the first cell.
+        partial_channels: mix only 1/K of the channels (PC-DARTS); 1 mixes all.
+        keep_normal: edges each node of a normal cell keeps, for example [1, 2, 3, 3].
+        keep_reduce: the same for reduction cells; by default as keep_normal.
+        image_size: resize images to this height and width.
+        limit: use at most this many training images.
+        epochs: length of the search, T.
+        warmup: epochs before the operation weights learn, E.
+        batch_size: images per step, for weights and architecture each.
+        learning_rate: of the weights (SGD), at the start of the cosine.
+        learning_rate_min: at its end.
+        momentum: of SGD.
+        weight_decay: of the weights.
+        grad_clip: norm to which the weight gradient is clipped.
+        arch_learning_rate: of alpha and beta (Adam); by default it follows the number of steps.
+        arch_weight_decay: of alpha and beta.
+        second_order: DARTS's unrolled architecture gradient.
+        loss_weight: lambda, weight of the discretization loss.
+        edge_loss_weight: mu, weight of its edge term.
+        loss_control: control function of the whole discretization loss.
+        operation_control: control function of its operation term, after the warm-up.
+        precision: arithmetic of the forward pass (autocast).
+        compat: "daas" reproduces the authors' code with its quirks.
+        measure_images: images on which the gap is measured after each epoch (at the end: all).
+        device: "cpu", "cuda", "cuda:1", ...; by default the GPU where there is one.
+        seed: of everything random.
+    """
+
+    data: str = "digits"
+    method: Method = "da2s"
+    space: str | None = None
+    operations: list[str] | None = None
+    nodes: int | None = None
+    cells: int | None = None
+    channels: int | None = None
+    partial_channels: int | None = None
+    keep_normal: list[int] | None = None
+    keep_reduce: list[int] | None = None
+    image_size: int | None = None
+    limit: int | None = None
+    epochs: int | None = None
+    warmup: int | None = None
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    learning_rate_min: float | None = None
+    momentum: float = 0.9
+    weight_decay: float = 3e-4
+    grad_clip: float = 5.0
+    arch_learning_rate: float | None = None
+    arch_weight_decay: float = 1e-3
+    second_order: bool = False
+    loss_weight: float = 0.1
+    edge_loss_weight: float = 4.0
+    loss_control: ControlName = "linear"
+    operation_control: ControlName = "log"
+    precision: Precision = "float32"
+    compat: Literal["daas"] | None = None
+    measure_images: int = 5000
+    device: str | None = None
+    seed: int = 0
+
+    def search_space(self) -> SearchSpace:
+        """The space with the chosen operations and nodes; UserError when they do not fit."""
+        default = "da2s" if self.method == "da2s" else "darts"
+        return get_space(self.space or default, self.operations, self.nodes)
+
+    def keep(self) -> dict[str, tuple[int, ...]]:
+        """Edges each node keeps, per cell kind."""
+        space = self.search_space()
+        normal = self.keep_normal
+        reduce = self.keep_reduce if self.keep_reduce is not None else normal
+        given = {"normal": normal, "reduce": reduce}
+        return space.keep_targets(
+            {kind: counts for kind in space.kinds if (counts := given[kind]) is not None} or None
+        )
+
+    def resolved(self, data: ImageData) -> ResolvedSettings:
+        """A copy without None, checked against the data.
+
+        Raises:
+            UserError: a setting that cannot be used, with its value and what to do.
+        """
+        images = len(data.train_images)
+        half = images // 2
+        space = self.search_space()
+        large = images >= 20_000
+        small = images < 5_000
+        batch = self.batch_size or _batch_size(half, 256 if self.method == "pc-darts" else 64)
+        steps = max(half // batch, 1)
+        epochs = self.epochs or (
+            AUTHORS_EPOCHS if large else min(AUTHORS_EPOCHS, max(25, math.ceil(330 / steps)))
+        )
+        warmup = self._warmup(epochs) if self.warmup is None else self.warmup
+        keep = self.keep()
+        pc_darts = self.method == "pc-darts"
+        cells = 5 if space.macro == "nas-bench-201" else 8
+        chosen: dict[str, Any] = {
+            "space": space.name,
+            "operations": list(space.primitives),
+            "nodes": space.nodes,
+            "cells": cells if large else (2 if space.macro == "nas-bench-201" else 5),
+            "channels": 8 if small else 16,
+            "partial_channels": 4 if pc_darts else 1,
+            "image_size": data.train_images.shape[-1],
+            "limit": images,
+            "epochs": epochs,
+            "warmup": warmup,
+            "batch_size": batch,
+            "learning_rate": 0.1 if pc_darts else 0.025,
+            "learning_rate_min": 0.0 if pc_darts else 0.001,
+            "arch_learning_rate": ARCH_MOVEMENT / (steps * epochs),
+            "device": _default_device(),
+        }
+        values = dataclasses.asdict(self)
+        values |= {key: value for key, value in chosen.items() if values[key] is None}
+        values["keep_normal"] = list(keep["normal"])
+        values["keep_reduce"] = list(keep.get("reduce", ()))
+        settings = ResolvedSettings(**values)
+        settings.check(half)
+        return settings
+
+    def _warmup(self, epochs: int) -> int:
+        """The authors' share of the search during which alpha stays frozen."""
+        if self.compat:
+            return AUTHORS_WARMUP
+        share = {"da2s": 0.16, "darts": 0.0, "pc-darts": 0.3}[self.method]
+        return max(min(round(share * epochs), epochs - 2), 0)
+
+
+@dataclass
+class ResolvedSettings(SearchSettings):
+    """Settings in which nothing is left open."""
+
+    space: str = ""
+    operations: list[str] = field(default_factory=list)
+    nodes: int = 0
+    cells: int = 0
+    channels: int = 0
+    partial_channels: int = 0
+    keep_normal: list[int] = field(default_factory=list)
+    keep_reduce: list[int] = field(default_factory=list)
+    image_size: int = 0
+    limit: int = 0
+    epochs: int = 0
+    warmup: int = 0
+    batch_size: int = 0
+    learning_rate: float = 0.0
+    learning_rate_min: float = 0.0
+    arch_learning_rate: float = 0.0
+    device: str = ""
+
+    def check(self, half: int) -> None:
+        """Refuse values that cannot work on a training set with halves of `half` images."""
+        positive = ("epochs", "batch_size", "cells", "channels", "partial_channels", "nodes")
+        for name in (*positive, "measure_images"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)} must be at least 1")
+        for name in ("learning_rate", "arch_learning_rate", "grad_clip"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                raise UserError(f"{name}={getattr(self, name)} must be positive and finite")
+        for name in (
+            "learning_rate_min",
+            "momentum",
+            "weight_decay",
+            "arch_weight_decay",
+            "loss_weight",
+            "edge_loss_weight",
+            "warmup",
+        ):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise UserError(f"{name}={getattr(self, name)} must not be negative")
+        if self.warmup and self.warmup >= self.epochs - 1:
+            raise UserError(
+                f"warmup={self.warmup} leaves no time to search in {self.epochs} epochs; choose a "
+                f"warm-up of at most {max(self.epochs - 2, 0)} epochs or search longer"
+            )
+        if half < 1:
+            raise UserError(
+                "the training set has a single image, but weights and architecture learn on two "
+                "halves of it; give more images"
+            )
+        if self.batch_size > half:
+            raise UserError(
+                f"batch_size={self.batch_size} is larger than half of the training set ({half} "
+                "images); choose a smaller batch or give more images"
+            )
+        if self.compat and (self.method != "da2s" or self.second_order or self.space != "da2s"):
+            raise UserError(
+                "compat='daas' reproduces the authors' DA2S search; it goes with method='da2s' in "
+                "the da2s space and first-order steps only"
+            )
+        if self.compat and self.keep_normal != [2] * len(self.keep_normal):
+            raise UserError("compat='daas' keeps two edges per node; leave keep counts out")
+
+
+def _batch_size(half: int, largest: int) -> int:
+    """A power of two that makes at least ten steps of half the training set, from 4 on."""
+    if half < 8:
+        return max(half, 1)
+    return min(largest, max(4, 2 ** int(math.log2(max(half // 10, 1)))))
+
+
+def _default_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"

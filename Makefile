@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/da2s_fast.stamp
 CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: setup search test lint format benchmark clean
+.PHONY: setup search test lint lint-ruff lint-format lint-mypy lint-csrc format benchmark clean
 
 setup: $(STAMP)
 
@@ -31,10 +31,15 @@ search: setup
 test: setup
 	$(BIN)/python -m pytest
 
-lint: setup
+# One target each, so that `make -k lint` runs all even if one fails.
+lint: lint-ruff lint-format lint-mypy lint-csrc
+lint-ruff: setup
 	$(BIN)/ruff check
+lint-format: setup
 	$(BIN)/ruff format --check
+lint-mypy: setup
 	$(BIN)/mypy
+lint-csrc: setup
 	$(BIN)/clang-format --dry-run -Werror $(CSRC)
 
 format: setup

@@ -2,4 +2,9 @@
 // Python (da2s_fast/ops), so the operators exist without this library.
 #include <torch/csrc/stable/library.h>
 
-STABLE_TORCH_LIBRARY_IMPL(da2s_fast, CPU, library) {}
+#include "cpu/operators.h"
+
+STABLE_TORCH_LIBRARY_IMPL(da2s_fast, CPU, library) {
+  da2s_fast::register_discretization_loss(library);
+  da2s_fast::register_mixed_sum(library);
+}

@@ -268,7 +268,7 @@ def _fake_backward(  # noqa: PLR0917 - the schema's arguments
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ys, weights, _, _, ctx.modes, ctx.eps = inputs
+    ys, weights, *_, ctx.modes, ctx.eps = inputs
     _, mean, variance = output
     ctx.mark_non_differentiable(mean, variance)
     ctx.set_materialize_grads(False)
@@ -278,14 +278,15 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 def _backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]:
     weights, mean, variance, *ys = ctx.saved_tensors
     input_mask, weights_mask, *_ = ctx.needs_input_grad
+    constants = [None] * ctx.modes.count(_RUNNING), [None] * ctx.modes.count(_RUNNING), None, None
     if grad is None:
-        return [None] * len(ys), None, None, None, None, None
+        return [None] * len(ys), None, *constants
     grads, grad_weights = torch.ops.da2s_fast.mixed_sum_backward(
         grad, ys, weights, mean, variance, ctx.modes, ctx.eps, input_mask, weights_mask
     )
     grads = iter(grads)
     grad_inputs = [next(grads) if needed else None for needed in input_mask]
-    return grad_inputs, grad_weights if weights_mask else None, None, None, None, None
+    return grad_inputs, grad_weights if weights_mask else None, *constants
 
 
 def _double_backward(ctx: Any, *grads: Tensor | None) -> NoReturn:

@@ -1,0 +1,11 @@
+// What registration.cpp calls: one function per operation file, which names its implementations.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+
+namespace da2s_fast {
+
+void register_discretization_loss(torch::stable::detail::StableLibrary& library);
+void register_mixed_sum(torch::stable::detail::StableLibrary& library);
+
+}  // namespace da2s_fast

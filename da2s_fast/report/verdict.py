@@ -1,0 +1,58 @@
+"""Whether a super-network was discrete before it was cut, and what the cut cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from da2s_fast.report.formatting import decimal, points
+from da2s_fast.report.run import RunRecord
+
+DISCRETE_P = 0.9
+"""A super-network counts as discrete when the mean over its edges of max p is above this..."""
+DISCRETE_BETA = 0.99
+"""... and the mean strength s2(beta) of its kept edges is at least this (1 up to rounding)."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One condition of discreteness; ``passed`` is None where there is nothing to check."""
+
+    text: str
+    passed: bool | None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The result of a search in one sentence."""
+
+    sentence: str
+    tone: str  # "good", "fair" or "bad": the name of a colour in templates/style.css
+    checks: tuple[Check, ...]
+
+
+def judge(record: RunRecord) -> Verdict:
+    """The verdict on a run, by the accuracies on the architecture's images."""
+    checks = _checks(record)
+    gap = record.accuracies("search").gap
+    if gap is None:
+        return Verdict("The discretization gap has not been measured yet.", "fair", checks)
+    shown = points(abs(gap))
+    loss = f"costs {shown} points" if gap >= 0 else f"gains {shown} points"
+    if any(check.passed is False for check in checks) or checks[0].passed is None:
+        tone = "bad" if gap > 0.1 else "fair"
+        return Verdict(f"The super-network is not discrete; cutting it {loss}.", tone, checks)
+    tone = "good" if gap <= 0.02 else "fair"
+    return Verdict(f"The super-network is discrete; cutting it {loss}.", tone, checks)
+
+
+def _checks(record: RunRecord) -> tuple[Check, ...]:
+    p, beta = record.last("mean_max_p"), record.last("kept_beta")
+    strongest = "Strongest operation of an edge, mean max p"
+    if p is None:
+        first = Check(f"{strongest}: not recorded", None)
+    else:
+        first = Check(f"{strongest}: {decimal(p)} (discrete above {DISCRETE_P})", p > DISCRETE_P)
+    if beta is None:
+        return first, Check("Strength of the kept edges: not learned by this method", None)
+    text = f"Strength of the kept edges, mean kept β: {decimal(beta)} (discrete at 1)"
+    return first, Check(text, beta >= DISCRETE_BETA)

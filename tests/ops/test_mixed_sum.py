@@ -208,7 +208,10 @@ def test_random_cases(shape, kinds, channels_last, weights_mask, data):
     case = make_case(shape, kinds, torch.float64)
     if channels_last:
         case = case._replace(inputs=[to_channels_last(y) for y in case.inputs])
-    check(case, input_mask=mask, weights_mask=weights_mask)
+    results = evaluate(fused, case, mask, weights_mask)
+    eager = evaluate(reference, case, mask, weights_mask)
+    # Absolute, because the gradient through the statistics of very few values cancels to nothing.
+    torch.testing.assert_close(results, eager, rtol=1e-9, atol=1e-11)
 
 
 def without_unbiased_variance(inputs, weights, norms):

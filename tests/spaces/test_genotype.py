@@ -143,8 +143,11 @@ def test_nas_bench_201_cell_with_dropped_edges():
     assert genotype.to_nas_bench_201() == "|nor_conv_3x3~0|+|none~0|skip_connect~1|"
 
 
-def test_every_nas_bench_201_cell(shared_data):
-    with np.load(shared_data / "nasbench201" / "nb201_acc.npz", allow_pickle=False) as tables:
+def test_every_nas_bench_201_cell(data_root):
+    file = data_root / "nasbench201" / "nb201_acc.npz"
+    if not file.is_file():
+        pytest.skip(f"no real data: {file} is not there")
+    with np.load(file, allow_pickle=False) as tables:
         texts = [text.decode() for text in tables["arch"]]
         operations = tables["op_names"][tables["ops"]]
         sources = tables["edge_from_to"][:, 0]

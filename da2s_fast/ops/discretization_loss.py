@@ -119,6 +119,7 @@ def sum_edge_losses(
     """Compute L_edges in plain PyTorch; a zero like ``like`` where there are no betas."""
     loss = like.new_zeros(())
     for beta, targets in zip(betas, keep, strict=False):
+        loss = loss + beta[:0].sum()  # so that betas which are all ignored have a gradient, 0
         for node, (betas_of_node, target) in enumerate(
             zip(beta.split(list(edges_per_node)), targets, strict=True)
         ):
@@ -200,6 +201,7 @@ def _fake(
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
     _, _, grad_alphas, grad_betas = output
     ctx.kinds = len(grad_alphas)
+    ctx.grad_keep = None if inputs[3] else []  # torch wants an empty list back for an empty list
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*grad_alphas, *grad_betas)
 
@@ -219,7 +221,7 @@ def _backward(
         return [None if grad is None else grad * gradient for gradient in gradients]
 
     grad_alphas = scaled(grad_operations, gradients[: ctx.kinds])
-    return grad_alphas, scaled(grad_edges, gradients[ctx.kinds :]), None, None
+    return grad_alphas, scaled(grad_edges, gradients[ctx.kinds :]), None, ctx.grad_keep
 
 
 torch.library.register_autograd(_OPERATOR, _backward, setup_context=_setup_context, lib=LIBRARY)

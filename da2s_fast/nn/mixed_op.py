@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -36,18 +37,43 @@ def channel_shuffle(x: Tensor, groups: int) -> Tensor:
 def split_norm(operation: nn.Module, x: Tensor) -> tuple[Tensor, nn.BatchNorm2d | None]:
     """Output of `operation` before its last BatchNorm, and that norm, where it can be folded.
 
-    Only a plain BatchNorm2d without affine and without hooks can be folded into the sum; every
-    other operation is run whole and joins as (output, None).
+    Only a plain BatchNorm2d without affine can be folded into the sum, and only where nobody
+    hooked into the operation; every other operation is run whole and joins as (output, None).
     """
-    norm = getattr(operation, "norm", None)
-    if (
-        type(norm) is nn.BatchNorm2d
-        and not norm.affine
-        and not (norm._forward_hooks or norm._forward_pre_hooks or norm._backward_hooks)
-        and not (operation._forward_hooks or operation._forward_pre_hooks)
-    ):
-        return operation.features(x), norm  # type: ignore[operator]
+    if _offers_features(type(operation)):
+        norm = operation.norm
+        if (
+            type(norm) is nn.BatchNorm2d
+            and not norm.affine
+            # Of the modules inside, these are the ones that `features` does not call.
+            and not any(map(_has_hooks, (operation, norm, *operation.children())))
+        ):
+            return operation.features(x), norm  # type: ignore[operator]
     return operation(x), None
+
+
+@functools.cache
+def _offers_features(operation: type) -> bool:
+    """Whether the class that decides `forward` also defines `features`, see `operations`.
+
+    Attributes that happen to have these names, and subclasses that only replace `forward`, do
+    not count: their forward may be anything.
+    """
+    for base in operation.__mro__:
+        if "features" in vars(base):
+            return True
+        if "forward" in vars(base):
+            return False
+    return False
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
 
 
 class MixedOp(nn.Module):

@@ -180,6 +180,11 @@ class FactorizedReduce(nn.Module):
 
     def __init__(self, C_in: int, C_out: int, affine: bool = True) -> None:
         super().__init__()
+        if C_out < 2:
+            raise UserError(
+                f"skip_connect at stride 2 shares its {C_out} channel(s) among two convolutions; "
+                "choose at least 2 channels per operation"
+            )
         # Channels split as evenly as they go: DARTS demands an even number.
         self.relu = nn.ReLU(inplace=False)
         self.conv_1 = nn.Conv2d(C_in, C_out // 2, 1, stride=2, bias=False)
@@ -234,7 +239,8 @@ def register_operation(name: str, factory: OperationFactory) -> None:
     `factory(channels, stride, affine)` returns a module that maps (N, C, H, W) to (N, C,
     ceil(H / stride), ceil(W / stride)); `affine` says whether its BatchNorms learn scale and shift
     (False during search, True when the found network is trained). The name then works wherever an
-    operation is named: spaces, genotypes, the command line's `operations`.
+    operation is named: spaces, genotypes, the command line's `operations`. As in DARTS, an
+    operation with "pool" in its name gets a BatchNorm behind it during the search.
 
     Raises:
         UserError: the name is taken or is no identifier.

@@ -176,7 +176,7 @@ def test_shrinking_takes_the_centre(tmp_path):
 
 
 def test_small_images_are_refused_or_enlarged(tmp_path, pictures):
-    write(tmp_path, pictures, size=(6, 40))
+    write(tmp_path, pictures, size=(40, 6))
     with pytest.raises(UserError, match="only 6 pixels wide or high; give image_size=8"):
         load_data(tmp_path)
     assert load_data(tmp_path, image_size=8).image_size == 8

@@ -34,6 +34,11 @@ def test_subset_is_stratified(labels, data):
     assert np.abs(chosen - exact).max() < 1
 
 
+def test_of_equal_classes_the_first_get_the_images_left_over():
+    rows = stratified_subset(np.repeat(np.arange(100), 5), 330)
+    assert np.bincount(rows // 5).tolist() == [4] * 30 + [3] * 70
+
+
 @given(labels=LABELS, fraction=st.floats(0.01, 0.9))
 def test_holding_out_keeps_every_class_in_training(labels, fraction):
     classes = len(np.unique(labels))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch import nn
 
 from da2s_fast.errors import DivergedError
 from da2s_fast.search.discretize import Discretization
+from da2s_fast.search.monitor import FINITE_CHECK_STEPS, ScalarBoard
 from da2s_fast.search.run_folder import Metrics, RunFolder
 from da2s_fast.search.session import SearchSession
 from da2s_fast.search.settings import ResolvedSettings
@@ -21,8 +23,6 @@ from da2s_fast.spaces import Genotype
 
 logger = logging.getLogger("da2s_fast")
 
-FINITE_CHECK_STEPS = 10
-"""The loss is looked at every so many steps: looking waits for the device."""
 DISCRETE = 0.9
 """A super-network counts as discrete from this mean largest weight and mean kept beta on."""
 
@@ -68,11 +68,26 @@ def run_search(
     Raises:
         DivergedError: the loss became NaN or infinite.
     """
-    settings = session.settings
     history = list(history or [])
-    if folder and not history:
+    if folder and history:
+        # A crash between checkpoint and metrics leaves metrics that lack the last epoch.
+        folder.write_metrics(history)
+    elif folder:
         folder.save(session.state_dict(), history)
-    board = _tensorboard(folder, len(history))
+    with closing(ScalarBoard(folder.path if folder else None, len(history))) as board:
+        _run_epochs(session, folder, history, board, on_step)
+    return _finish(session, folder, history)
+
+
+def _run_epochs(
+    session: SearchSession,
+    folder: RunFolder | None,
+    history: list[Metrics],
+    board: ScalarBoard,
+    on_step: OnStep | None,
+) -> None:
+    """Search from the epoch after `history` to the end; appends to `history`."""
+    settings = session.settings
     meter = session.gap_meter("search", settings.measure_images)
     for epoch in range(len(history) + 1, settings.epochs + 1):
         start = time.perf_counter()
@@ -85,13 +100,9 @@ def run_search(
         metrics["seconds"] = time.perf_counter() - start
         history.append(metrics)
         logger.info(_line(metrics, settings.epochs))
-        if board:
-            _write_scalars(board, metrics)
+        board.write(metrics)
         if folder:
             folder.save(session.state_dict(), history)
-    if board:
-        board.close()
-    return _finish(session, folder, history)
 
 
 def _run_epoch(
@@ -229,19 +240,3 @@ def _finish(
         settings,
         folder.path if folder else None,
     )
-
-
-def _tensorboard(folder: RunFolder | None, done: int) -> Any:
-    if folder is None:
-        return None
-    # Only searches that write a folder need it, and its import takes seconds.
-    from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415
-
-    return SummaryWriter(str(folder.path / "tensorboard"), purge_step=done + 1)
-
-
-def _write_scalars(board: Any, metrics: Metrics) -> None:
-    for name, value in metrics.items():
-        if isinstance(value, int | float) and name != "epoch":
-            board.add_scalar(name, value, metrics["epoch"])
-    board.flush()

@@ -20,10 +20,10 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from torch.utils.tensorboard import SummaryWriter
 
 from da2s_fast.data import ImageData, load_data
 from da2s_fast.errors import DivergedError
+from da2s_fast.search.monitor import FINITE_CHECK_STEPS, ScalarBoard
 from da2s_fast.search.run_folder import Metrics, RunFolder
 from da2s_fast.spaces import Genotype
 from da2s_fast.train.counts import count_multiply_adds, count_parameters
@@ -34,9 +34,6 @@ from da2s_fast.train.session import RetrainSession
 from da2s_fast.train.settings import RetrainSettings
 
 logger = logging.getLogger("da2s_fast")
-
-FINITE_CHECK_STEPS = 10
-"""The loss is looked at every so many steps: looking waits for the device."""
 
 
 @dataclass
@@ -149,8 +146,7 @@ def _run_epochs(
 ) -> None:
     """Train from the epoch after ``history`` to the end; appends to ``history``."""
     done = len(history)
-    board = SummaryWriter(str(folder.path / "tensorboard"), purge_step=done + 1) if folder else None
-    with closing(board) if board else nullcontext():
+    with closing(ScalarBoard(folder.path if folder else None, done)) as board:
         for epoch in range(done + 1, session.epochs + 1):
             start = time.perf_counter()
             with session.random_states():
@@ -168,10 +164,7 @@ def _run_epochs(
                 100 * metrics["train_accuracy"],
                 100 * metrics["test_accuracy"],
             )
-            if board:
-                for name, value in metrics.items():
-                    board.add_scalar(name, value, epoch)
-                board.flush()
+            board.write(metrics)
             if folder:
                 folder.save(session.state_dict(), history)
 

@@ -180,7 +180,8 @@ class _Drawing:
         )
         return Markup(
             '<svg class="cell{}" xmlns="http://www.w3.org/2000/svg" role="img" aria-label="{}" '
-            'width="{w:.0f}" height="{h:.0f}" viewBox="0 0 {w:.0f} {h:.0f}" style="--w:{w:.0f}px">{}</svg>'
+            'width="{w:.0f}" height="{h:.0f}" viewBox="0 0 {w:.0f} {h:.0f}" '
+            'style="--w:{w:.0f}px">{}</svg>'
         ).format(
             " upright" if self.upright else "",
             printable(describe_cell(self.edges, self.inputs, self.nodes)),

@@ -125,7 +125,7 @@ class Comparison:
         metrics = [metric for metric in self._metrics() if metric.brief]
         table = Table(
             title="Accuracy in % before and after cutting, without retraining; gap in points",
-            caption="\n".join(f"{i}: {group.label}" for i, group in enumerate(self.groups, 1)),
+            caption=Text("\n".join(f"{i}: {g.label}" for i, g in enumerate(self.groups, 1))),
             title_justify="left",
             caption_justify="left",
             box=SIMPLE_HEAD,

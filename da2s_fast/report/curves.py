@@ -79,7 +79,7 @@ def overview(record: RunRecord) -> list[Chart]:
             (
                 ("mean max p", "mean_max_p", 7, False),
                 ("mean kept β", "kept_beta", 6, False),
-                ("skip connections among kept edges", "skip_fraction", 2, True),
+                ("skip connections in the normal cell", "skip_fraction", 2, True),
             ),
             percent=True,
             limits=(-0.03, 1.03),

@@ -119,6 +119,7 @@ def _draw(axes: Axes, epochs: Sequence[int], lines: Sequence[Line], dots: bool) 
             linestyle=(0, (2.5, 2)) if line.dashed else "-",
             marker="o" if dots else None,
             markersize=3.5,
+            clip_on=not dots,
         )
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     if len(epochs) == 1:

@@ -38,7 +38,10 @@ def judge(record: RunRecord) -> Verdict:
         return Verdict("The discretization gap has not been measured yet.", "fair", checks)
     shown = points(abs(gap))
     loss = f"costs {shown} points" if gap >= 0 else f"gains {shown} points"
-    if any(check.passed is False for check in checks) or checks[0].passed is None:
+    if checks[0].passed is None:
+        sentence = f"Whether the super-network is discrete was not recorded; cutting it {loss}."
+        return Verdict(sentence, "fair", checks)
+    if any(check.passed is False for check in checks):
         tone = "bad" if gap > 0.1 else "fair"
         return Verdict(f"The super-network is not discrete; cutting it {loss}.", tone, checks)
     tone = "good" if gap <= 0.02 else "fair"
@@ -53,6 +56,6 @@ def _checks(record: RunRecord) -> tuple[Check, ...]:
     else:
         first = Check(f"{strongest}: {decimal(p)} (discrete above {DISCRETE_P})", p > DISCRETE_P)
     if beta is None:
-        return first, Check("Strength of the kept edges: not learned by this method", None)
+        return first, Check("Strength of the kept edges: not used by this method", None)
     text = f"Strength of the kept edges, mean kept β: {decimal(beta)} (discrete at 1)"
     return first, Check(text, beta >= DISCRETE_BETA)

@@ -61,18 +61,22 @@ def build_run(
     gap: float = 0.01,
     discrete: float = 0.97,
     finished: bool = True,
+    weights: bool = False,
     config: dict[str, Any] | None = None,
     summary: dict[str, Any] | None = None,
     metrics: dict[str, Any] | None = None,
 ) -> Path:
     """Write a run folder whose search ends with the given accuracy, gap and mean max p.
 
+    ``genotype`` is a name in GENOTYPES or a text, by default the one named like the space.
+    ``weights`` records the operation and edge weights, whose many plots take time.
     ``config``, ``summary`` and ``metrics`` replace or add keys of config.yaml, of summary.json and
     of every line of metrics.jsonl.
     """
     folder.mkdir(parents=True)
     design = get_space(space)
-    genotype = genotype or GENOTYPES.get(space, GENOTYPES["da2s"])
+    genotype = genotype or (space if space in GENOTYPES else "da2s")
+    genotype = GENOTYPES.get(genotype, genotype)
     settings = {
         "data": "digits",
         "method": method,
@@ -82,7 +86,7 @@ def build_run(
         "cells": 5,
         "channels": 8,
         "partial_channels": 1,
-        "keep_normal": list(design.keep_targets()["normal"]),
+        "keep": {kind: list(counts) for kind, counts in design.keep_targets().items()},
         "epochs": epochs,
         "seed": seed,
         "second_order": False,
@@ -124,8 +128,8 @@ def build_run(
                 "skip_fraction": 0.25 * progress,
                 "seconds": 2.5,
                 "genotype": genotype,
-                "p": p,
-                "edge_weights": _edge_weights(design, method, progress),
+                "p": p if weights else None,
+                "edge_weights": _edge_weights(design, method, progress) if weights else None,
             }
             | (metrics or {})
         )

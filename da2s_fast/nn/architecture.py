@@ -113,29 +113,33 @@ class ArchitectureParameters:
         return Mixture(self.operation_weights(kind), self.edge_weights(kind))
 
     def apply(self, function: Callable[[Tensor], Tensor]) -> None:
-        """Replace every tensor's data by `function(data)`, as nn.Module.to does."""
+        """Replace every tensor's data and gradient by `function(data)`, as nn.Module.to does."""
         for tensor in self.parameters():
             tensor.data = function(tensor.data)
+            if tensor.grad is not None:
+                tensor.grad = function(tensor.grad)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Detached copies, keyed alpha.<kind> and beta.<kind>."""
-        named = {f"alpha.{kind}": value for kind, value in self.alphas.items()}
-        named |= {f"beta.{kind}": value for kind, value in self.betas.items()}
-        return {key: value.detach().clone() for key, value in named.items()}
+        return {key: value.detach().clone() for key, value in self._named().items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Copy in what `state_dict` returned; ValueError when keys or shapes differ."""
-        own = {f"alpha.{kind}": value for kind, value in self.alphas.items()}
-        own |= {f"beta.{kind}": value for kind, value in self.betas.items()}
+        own = self._named()
         if own.keys() != state.keys():
             raise ValueError(f"architecture state has {sorted(state)}, expected {sorted(own)}")
+        for key, value in own.items():
+            if value.shape != state[key].shape:
+                raise ValueError(
+                    f"{key} has shape {tuple(state[key].shape)}, expected {tuple(value.shape)}"
+                )
         with torch.no_grad():
             for key, value in own.items():
-                if value.shape != state[key].shape:
-                    raise ValueError(
-                        f"{key} has shape {tuple(state[key].shape)}, expected {tuple(value.shape)}"
-                    )
                 value.copy_(state[key])
+
+    def _named(self) -> dict[str, Tensor]:
+        named = {f"alpha.{kind}": value for kind, value in self.alphas.items()}
+        return named | {f"beta.{kind}": value for kind, value in self.betas.items()}
 
     def _other(self, kind: str) -> str:
         first, second = self.kinds

@@ -75,7 +75,7 @@ def overview(record: RunRecord) -> list[Chart]:
         _chart(
             record,
             "How discrete the super-network is",
-            "All at 100 % (but for skips) means that cutting changes nothing.",
+            "The nearer max p and kept β are to 100 %, the less the cut takes away.",
             (
                 ("mean max p", "mean_max_p", 7, False),
                 ("mean kept β", "kept_beta", 6, False),

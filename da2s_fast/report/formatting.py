@@ -67,11 +67,11 @@ def quantity(value: float | None) -> str:
 
 
 def setting(value: Any) -> str:
-    """A value of config.yaml: ``1, 2, 3, 3`` for a list, ``yes`` for true."""
+    """A value of config.yaml: ``1, 2, 3, 3`` for a list, ``yes`` for true, six digits."""
     if value is None:
         return MISSING
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, (list, tuple)):
         return ", ".join(setting(item) for item in value)
-    return str(value)
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -7,15 +7,22 @@
 
 namespace da2s_fast {
 
-// `runs` runs of `length` adjacent elements, `stride` apart. A run lies in one channel, or, if
-// `across`, has one element of every channel.
+// `runs` runs of `length` adjacent elements, `stride` apart.
+//
+// A run lies in one channel (`period` 0), or it has one element of every channel after the other,
+// many times. Then arguments with a value per channel have `period` values, the channels' repeated:
+// short rows would keep a processor's vectors empty.
 struct Block {
   int64_t offset;
   int64_t runs;
   int64_t stride;
   int64_t length;
-  bool across;
+  int64_t period;
+  int64_t channels;  // that the block has elements of
 };
+
+// Below this many channels, values per channel are repeated until they are about as many.
+constexpr int64_t kLongestPeriod = 64;
 
 class Blocks {
  public:
@@ -40,25 +47,35 @@ class Blocks {
   int64_t channels() const { return channels_; }
   int64_t values_per_channel() const { return across_ ? total_ : total_ * pixels_; }
 
-  // The block of a task, and where its channel's (or channels') results belong in (count, C).
+  // The length of arguments with a value per channel; the c-th is that of channel c % channels().
+  int64_t columns() const {
+    return across_ && channels_ <= kLongestPeriod ? kLongestPeriod / channels_ * channels_
+                                                  : channels_;
+  }
+
+  // The block of a task, its column, and where its results belong in (count, channels).
   Block block(int64_t task) const {
     if (across_) {
       const int64_t first = task * step_;
-      return {first * channels_, std::min(step_, total_ - first), channels_, channels_, true};
+      const int64_t length = std::min(step_, total_ - first) * channels_;
+      return {first * channels_, 1, 0, length, columns(), channels_};
     }
-    const int64_t channel = task % channels_;
     const int64_t first = task / channels_ / pieces_ * step_;
     const int64_t pixel = task / channels_ % pieces_ * kElements;
-    return {(first * channels_ + channel) * pixels_ + pixel, std::min(step_, total_ - first),
-            channels_ * pixels_, std::min(kElements, pixels_ - pixel), false};
+    return {(first * channels_ + column(task)) * pixels_ + pixel,
+            std::min(step_, total_ - first),
+            channels_ * pixels_,
+            std::min(kElements, pixels_ - pixel),
+            0,
+            1};
   }
-  int64_t channel(int64_t task) const { return across_ ? 0 : task % channels_; }
+  int64_t column(int64_t task) const { return across_ ? 0 : task % channels_; }
   int64_t slot(int64_t task) const { return across_ ? task * channels_ : task; }
 
   // How many values of each channel the q-th of its blocks has.
   int64_t values(int64_t q) const {
     const Block first = block(across_ ? q : q * channels_);
-    return across_ ? first.runs : first.runs * first.length;
+    return first.runs * first.length / first.channels;
   }
 
   // Tasks per thread below which another thread does not pay.

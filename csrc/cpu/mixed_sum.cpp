@@ -99,6 +99,17 @@ struct Coefficients {
   std::vector<double> rstd;
 };
 
+// Values per channel, of any number of inputs, as values per column of the blocks.
+template <class A>
+std::vector<A> to_columns(const Blocks& blocks, const std::vector<A>& values) {
+  const int64_t channels = blocks.channels(), columns = blocks.columns();
+  if (columns == channels) return values;
+  std::vector<A> result(values.size() / channels * columns);
+  for (size_t i = 0; i < result.size(); ++i)
+    result[i] = values[i / columns * channels + i % columns % channels];
+  return result;
+}
+
 std::tuple<Tensor, Tensor, Tensor> mixed_sum(std::vector<Tensor> inputs, Tensor weights,
                                              std::vector<Tensor> running_means,
                                              std::vector<Tensor> running_vars,
@@ -143,13 +154,15 @@ std::tuple<Tensor, Tensor, Tensor> mixed_sum(std::vector<Tensor> inputs, Tensor 
     const A* w = ws[0];
     std::vector<A> scale(coefficients.rstd.size());
     for (size_t i = 0; i < scale.size(); ++i) scale[i] = w[i / channels] * coefficients.rstd[i];
+    scale = to_columns(blocks, scale);
+    const std::vector<A> shift = to_columns(blocks, coefficients.shift);
     const int64_t count = inputs.size();
     torch::stable::parallel_for(
         0, blocks.tasks(), blocks.grain(count), [&](int64_t begin, int64_t end) {
           for (int64_t task = begin; task < end; ++task) {
-            const int64_t c = blocks.channel(task);
-            DA2S_SIMD_CALL(block_sum, blocks.block(task), ys.data(), count, &scale[c],
-                           &coefficients.shift[c], channels, data<T>(out));
+            const int64_t column = blocks.column(task);
+            DA2S_SIMD_CALL(block_sum, blocks.block(task), ys.data(), count, &scale[column],
+                           &shift[column], blocks.columns(), data<T>(out));
           }
         });
   });
@@ -179,7 +192,7 @@ std::tuple<std::vector<double>, std::vector<double>> gradient_sums(
           for (int64_t k = 0; k < inputs; ++k)
             if (wanted.dot[k])
               DA2S_SIMD_CALL(block_dot, block, g, ys[k],
-                             &shift[k * channels + blocks.channel(task)], slot + k * size);
+                             &shift[k * blocks.columns() + blocks.column(task)], slot + k * size);
           if (wanted.total) DA2S_SIMD_CALL(block_total, block, g, slot + inputs * size);
         }
       });
@@ -221,7 +234,7 @@ std::tuple<std::vector<Tensor>, Tensor> mixed_sum_backward(
     const T* g = gs[0];
     const Pointers<A> mean_data({mean}, false), variance_data({variance}, false);
     const Coefficients<A> coefficients(channels, modes, eps, mean_data[0], variance_data[0]);
-    const std::vector<A>& shift = coefficients.shift;
+    const std::vector<A> shift = to_columns(blocks, coefficients.shift);
     const std::vector<double>& rstd = coefficients.rstd;
     Sums wanted{std::vector<bool>(count, weights_mask)};
     for (int64_t k = 0; k < count; ++k) {
@@ -243,6 +256,9 @@ std::tuple<std::vector<Tensor>, Tensor> mixed_sum_backward(
       slope[i] = rstd[i] * rstd[i] * dots[i] / values;
     }
     for (int64_t c = 0; c < channels; ++c) mean_g[c] = total[c] / values;
+    scale = to_columns(blocks, scale);
+    slope = to_columns(blocks, slope);
+    mean_g = to_columns(blocks, mean_g);
     std::vector<T*> dys;
     for (const Tensor& dy : grad_inputs) dys.push_back(data<T>(dy));
     if (dys.empty()) return;
@@ -250,13 +266,13 @@ std::tuple<std::vector<Tensor>, Tensor> mixed_sum_backward(
         0, blocks.tasks(), blocks.grain(2 * dys.size()), [&](int64_t begin, int64_t end) {
           for (int64_t task = begin; task < end; ++task) {
             const Block block = blocks.block(task);
-            const int64_t c = blocks.channel(task);
+            const int64_t column = blocks.column(task);
             auto dy = dys.begin();
             for (int64_t k = 0; k < count; ++k) {
               if (!input_mask[k]) continue;
-              const int64_t i = k * channels + c;
+              const int64_t i = k * blocks.columns() + column;
               if (modes[k] == kBatch)
-                DA2S_SIMD_CALL(block_norm_gradient, block, g, ys[k], &scale[i], &mean_g[c],
+                DA2S_SIMD_CALL(block_norm_gradient, block, g, ys[k], &scale[i], &mean_g[column],
                                &slope[i], &shift[i], *dy++);
               else
                 DA2S_SIMD_CALL(block_scale, block, g, &scale[i], *dy++);

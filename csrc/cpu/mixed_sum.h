@@ -1,7 +1,8 @@
 // The inner loops of mixed_sum, on one block of every tensor.
 //
-// Per-channel arguments point at the block's channel, or at channel 0 of a block across channels;
-// those that exist per input have input k's values `channels` further than input k-1's.
+// Results have a value for every channel of the block. scale, shift, mean_g and slope have a value
+// for every column (csrc/cpu/blocks.h) and point at the block's; where they exist per input, those
+// of input k are `columns` further than those of input k-1.
 #pragma once
 
 #include "blocks.h"
@@ -18,7 +19,7 @@ DA2S_DECLARE_SIMD(
     // out = sum_k scale_k (y_k - shift_k)
     template <class T>
     void block_sum(const Block& block, const T* const* ys, int64_t inputs,
-                   const compute_t<T>* scale, const compute_t<T>* shift, int64_t channels, T* out);
+                   const compute_t<T>* scale, const compute_t<T>* shift, int64_t columns, T* out);
 
     // sum_g = sum of g, per channel
     template <class T> void block_total(const Block& block, const T* g, double* sum_g);

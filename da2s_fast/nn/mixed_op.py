@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 import torch
@@ -52,7 +51,6 @@ def split_norm(operation: nn.Module, x: Tensor) -> tuple[Tensor, nn.BatchNorm2d 
     return operation(x), None
 
 
-@functools.cache
 def _offers_features(operation: type) -> bool:
     """Whether the class that decides `forward` also defines `features`, see `operations`.
 

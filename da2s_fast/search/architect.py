@@ -12,6 +12,8 @@ from torch.nn import functional as F
 Batch = tuple[Tensor, Tensor]
 Regularizer = Callable[[], Tensor]
 """The discretization loss of the current architecture parameters, a 0-dim tensor."""
+Scale = Callable[[Tensor], Tensor]
+"""Multiplies the loss for float16 gradients (GradScaler.scale); the identity otherwise."""
 
 FINITE_DIFFERENCE = 0.01
 """eps of the Hessian-vector product is this over the norm of the vector (DARTS, footnote 2)."""
@@ -82,10 +84,12 @@ class Architect:
         rate = group["lr"]
         start = [weight.detach().clone() for weight in weights]
         with only_gradients_of(weights, arch):
-            train_gradients = torch.autograd.grad(self.loss(train), weights)
+            train_gradients = torch.autograd.grad(self.loss(train), weights, allow_unused=True)
         buffers = {name: value.clone() for name, value in self.network.named_buffers()}
         with torch.no_grad():
             for weight, gradient in zip(weights, train_gradients, strict=True):
+                if gradient is None:  # a weight that no image reaches stays, as in the optimizer
+                    continue
                 step = gradient + group["weight_decay"] * weight
                 momentum = optimizer.state.get(weight, {}).get("momentum_buffer")
                 if momentum is not None:
@@ -137,10 +141,6 @@ class Architect:
             for weight, origin in zip(weights, start, strict=True):
                 weight.copy_(origin)
         return [(plus - minus) / (2 * epsilon) for plus, minus in zip(*sides, strict=True)]
-
-
-Scale = Callable[[Tensor], Tensor]
-"""Multiplies the loss for float16 gradients (GradScaler.scale); the identity otherwise."""
 
 
 def _assign(parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:

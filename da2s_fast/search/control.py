@@ -1,7 +1,7 @@
 """Control functions: how strongly the discretization loss counts in each epoch (DA2S, sec. 3.3).
 
-The authors' code fixes T = 50 epochs and a warm-up of E = 8; here both are arguments, and the
-values are clamped to [0, 1].
+The authors' code fixes T = 50 epochs and a warm-up of E = 8 and lets the delayed log exceed 1 in
+the last epoch; here T and E are arguments, and the values are clamped to [0, 1].
 """
 
 from __future__ import annotations
@@ -37,8 +37,10 @@ _DELAYED: dict[str, Callable[[int, int, int], float]] = {
 }
 
 
-def control(name: ControlName, epoch: int, epochs: int, warmup: int = 0) -> float:
-    """Value of a control function, in [0, 1].
+def control(
+    name: ControlName, epoch: int, epochs: int, warmup: int = 0, *, clamp: bool = True
+) -> float:
+    """Value of a control function.
 
     Args:
         name: the function.
@@ -46,16 +48,15 @@ def control(name: ControlName, epoch: int, epochs: int, warmup: int = 0) -> floa
         epochs: T.
         warmup: E; from 1 on the delayed form is meant, 0 through the warm-up. Must stay below
             T - 1 (log(T - E) would divide by zero).
+        clamp: keep the value in [0, 1].
     """
     if epochs <= 1:
         return 1.0
     if not warmup:
-        return _clamp(_PLAIN[name](epoch, epochs))
+        value = _PLAIN[name](epoch, epochs)
     # The delayed log starts in epoch E itself (with log 1 = 0), the others after it.
-    if epoch < warmup or (epoch == warmup and name != "log"):
-        return 0.0
-    return _clamp(_DELAYED[name](epoch, epochs, warmup))
-
-
-def _clamp(value: float) -> float:
-    return min(max(value, 0.0), 1.0)
+    elif epoch < warmup or (epoch == warmup and name != "log"):
+        value = 0.0
+    else:
+        value = _DELAYED[name](epoch, epochs, warmup)
+    return min(max(value, 0.0), 1.0) if clamp else value

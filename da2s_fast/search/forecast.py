@@ -9,10 +9,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from da2s_fast.data import evaluation_batches
-from da2s_fast.search.architect import only_gradients_of
+from da2s_fast.search.architect import Architect, only_gradients_of
 from da2s_fast.search.session import SearchSession
 
 
@@ -35,6 +34,7 @@ class Forecast:
 def forecast(session: SearchSession) -> Forecast:
     """Run forward and backward on a copy of the network and extrapolate; changes nothing."""
     settings, data = session.settings, session.data
+    on_gpu = session.device.type == "cuda"
     network = copy.deepcopy(session.network)
     images, labels = next(
         evaluation_batches(
@@ -46,30 +46,39 @@ def forecast(session: SearchSession) -> Forecast:
             device=session.device,
         )
     )
+    architect = Architect(network, session.architect.autocast)
+    weights, arch = network.weights(), network.arch_parameters()
+    there_anyway = {
+        tensor.untyped_storage().data_ptr()
+        for tensor in (*weights, *arch, *network.buffers(), images, labels)
+    }
     saved: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        saved[storage.data_ptr()] = storage.nbytes()
+        if storage.data_ptr() not in there_anyway:
+            saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     def step(wanted: Sequence[Tensor], others: Sequence[Tensor]) -> float:
         start = time.perf_counter()
         with only_gradients_of(wanted, others):
-            loss = F.cross_entropy(network(images), labels)
+            loss = architect.loss((images, labels))
             torch.autograd.grad(loss, wanted, allow_unused=True)
-        if session.device.type == "cuda":
-            torch.cuda.synchronize(session.device)
-        return time.perf_counter() - start
+        return elapsed(start)
 
     def evaluate() -> float:
         start = time.perf_counter()
         with torch.no_grad():
             network(images)
+        return elapsed(start)
+
+    def elapsed(start: float) -> float:
+        if on_gpu:
+            torch.cuda.synchronize(session.device)
         return time.perf_counter() - start
 
-    weights, arch = network.weights(), network.arch_parameters()
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[session.device] if on_gpu else []):
         # The first step pays for allocations and is not counted; it is where memory is noted.
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             step(weights, arch)
@@ -78,9 +87,7 @@ def forecast(session: SearchSession) -> Forecast:
         per_arch_step = orders * step(arch, weights)
         per_evaluation = evaluate()
     steps = session.weight_loader.steps_per_epoch
-    arch_epochs = settings.epochs
-    if settings.method == "pc-darts":
-        arch_epochs -= settings.warmup
+    arch_epochs = sum(any(session.learns(epoch)) for epoch in range(1, settings.epochs + 1))
     measured = min(settings.measure_images, len(data.train_images) // 2)
     # Super-network as it is and with re-estimated norms; the cut network costs next to nothing.
     batches = 2.5 * measured / settings.batch_size

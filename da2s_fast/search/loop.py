@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,17 +66,30 @@ def run_search(
         on_step: progress callback.
 
     Raises:
-        DivergedError: the loss became NaN or infinite.
+        DivergedError: the loss or a weight became NaN or infinite.
     """
     history = list(history or [])
-    if folder and history:
-        # A crash between checkpoint and metrics leaves metrics that lack the last epoch.
-        folder.write_metrics(history)
-    elif folder:
-        folder.save(session.state_dict(), history)
-    with closing(ScalarBoard(folder.path if folder else None, len(history))) as board:
-        _run_epochs(session, folder, history, board, on_step)
-    return _finish(session, folder, history)
+    with _own_randomness(session, fresh=not history):
+        if folder and history:
+            # A crash between checkpoint and metrics leaves metrics that lack the last epoch.
+            folder.write_metrics(history)
+        elif folder:
+            folder.save(session.state_dict(), history)
+        with closing(ScalarBoard(folder.path if folder else None, len(history))) as board:
+            _run_epochs(session, folder, history, board, on_step)
+        return _finish(session, folder, history)
+
+
+@contextmanager
+def _own_randomness(session: SearchSession, fresh: bool) -> Iterator[None]:
+    """Inside, torch's global generators follow the seed; outside, they stay as they were.
+
+    Operations that users register may draw from them.
+    """
+    with torch.random.fork_rng([session.device] if session.device.type == "cuda" else []):
+        if fresh:
+            torch.manual_seed(session.settings.seed)
+        yield
 
 
 def _run_epochs(
@@ -123,10 +136,16 @@ def _run_epoch(
         session.scaler.update()
         train_loss, hits, images = train_loss + loss, hits + correct, images + len(train[1])
         # A NaN or Inf stays in the sums, so that a look now and then misses nothing.
-        if step % FINITE_CHECK_STEPS == 0 or step == steps:
+        if step % FINITE_CHECK_STEPS == 0:
             _check_finite(session, epoch, train_loss + arch_loss, folder)
         if on_step:
             on_step((epoch - 1) * steps + step, total)
+    # What the last step made of the weights shows in no loss, but would go into a checkpoint.
+    weights = [*session.network.weights(), *session.network.buffers()]
+    all_finite = torch.stack([tensor.isfinite().all() for tensor in weights]).all()
+    _check_finite(
+        session, epoch, torch.where(all_finite, train_loss + arch_loss, torch.nan), folder
+    )
     return {
         "epoch": epoch,
         "lr": session.learning_rate(epoch),
@@ -144,8 +163,8 @@ def _check_finite(
         return
     kept = f"the last good checkpoint is {folder.checkpoint}" if folder else "nothing was saved"
     raise DivergedError(
-        f"the loss became NaN or infinite in epoch {epoch}; {kept}. Lower learning_rate (now "
-        f"{session.settings.learning_rate:g}) or arch_learning_rate (now "
+        f"the loss or a weight became NaN or infinite in epoch {epoch}; {kept}. Lower "
+        f"learning_rate (now {session.settings.learning_rate:g}) or arch_learning_rate (now "
         f"{session.settings.arch_learning_rate:g})"
     )
 

@@ -25,14 +25,16 @@ def accuracy(
         mixtures: replaces the current mixtures, see `SuperNetwork.forward`.
     """
     training = network.training
-    network.eval()
     correct: Tensor | int = 0
     total = 0
-    with torch.no_grad():
-        for images, labels in batches():
-            correct = correct + (network(images, mixtures).argmax(dim=1) == labels).sum()
-            total += len(labels)
-    network.train(training)
+    try:
+        network.eval()
+        with torch.no_grad():
+            for images, labels in batches():
+                correct = correct + (network(images, mixtures).argmax(dim=1) == labels).sum()
+                total += len(labels)
+    finally:
+        network.train(training)
     return int(correct) / total
 
 

@@ -122,16 +122,21 @@ class SearchSession:
         high, low = settings.learning_rate, settings.learning_rate_min
         return low + (high - low) * (1 + math.cos(math.pi * (epoch - 1) / settings.epochs)) / 2
 
+    def learns(self, epoch: int) -> tuple[bool, bool]:
+        """Whether alpha and beta learn in an epoch (from 1)."""
+        warmup = self.settings.warmup
+        # DA2S's alpha starts in epoch E itself, PC-DARTS's parameters after it.
+        if self.settings.method != "da2s":
+            return epoch > warmup, epoch > warmup and bool(self.architecture.betas)
+        return epoch >= warmup, bool(self.architecture.betas)
+
     def begin_epoch(self, epoch: int) -> None:
         """Set learning rates for an epoch (from 1), and which architecture parameters learn."""
         settings = self.settings
         self.epoch = epoch
         for group in self.weight_optimizer.param_groups:
             group["lr"] = self.learning_rate(epoch)
-        warmup = settings.warmup
-        # DA2S's alpha starts in epoch E itself, PC-DARTS's parameters after it.
-        self.alpha_learns = epoch >= warmup if settings.method == "da2s" else epoch > warmup
-        self.beta_learns = settings.method == "da2s" or self.alpha_learns
+        self.alpha_learns, self.beta_learns = self.learns(epoch)
         if settings.compat == "daas":
             rate = settings.arch_learning_rate if self.alpha_learns else 0.0
             self.arch_optimizer.param_groups[0]["lr"] = rate
@@ -141,11 +146,13 @@ class SearchSession:
         settings = self.settings
         if settings.method != "da2s":
             return 0.0, 0.0
-        epochs, warmup = settings.epochs, settings.warmup
+        epochs, warmup, clamp = settings.epochs, settings.warmup, True
         if settings.compat == "daas":
-            epochs, warmup = AUTHORS_EPOCHS, AUTHORS_WARMUP
-        common = settings.loss_weight * control(settings.loss_control, self.epoch, epochs)
-        operations = control(settings.operation_control, self.epoch, epochs, warmup)
+            epochs, warmup, clamp = AUTHORS_EPOCHS, AUTHORS_WARMUP, False
+        common = settings.loss_weight * control(
+            settings.loss_control, self.epoch, epochs, clamp=clamp
+        )
+        operations = control(settings.operation_control, self.epoch, epochs, warmup, clamp=clamp)
         return common * operations, common * settings.edge_loss_weight
 
     def discretization_loss(self) -> DiscretizationLoss:

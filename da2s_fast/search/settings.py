@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from da2s_fast.data import ImageData
-from da2s_fast.errors import UserError
+from da2s_fast.search.checks import check_types, check_values
 from da2s_fast.search.control import ControlName
 from da2s_fast.spaces import SearchSpace, get_space
 
@@ -97,6 +97,10 @@ class SearchSettings:
     device: str | None = None
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        """Refuse values of another type than their field's."""
+        check_types(self)
+
     def search_space(self) -> SearchSpace:
         """The space with the chosen operations and nodes; UserError when they do not fit."""
         default = "da2s" if self.method == "da2s" else "darts"
@@ -154,7 +158,7 @@ class SearchSettings:
         values["keep_normal"] = list(keep["normal"])
         values["keep_reduce"] = list(keep.get("reduce", ()))
         settings = ResolvedSettings(**values)
-        settings.check(half)
+        check_values(settings, data)
         return settings
 
     def _warmup(self, epochs: int) -> int:
@@ -186,49 +190,6 @@ class ResolvedSettings(SearchSettings):
     learning_rate_min: float = 0.0
     arch_learning_rate: float = 0.0
     device: str = ""
-
-    def check(self, half: int) -> None:
-        """Refuse values that cannot work on a training set with halves of `half` images."""
-        positive = ("epochs", "batch_size", "cells", "channels", "partial_channels", "nodes")
-        for name in (*positive, "measure_images"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)} must be at least 1")
-        for name in ("learning_rate", "arch_learning_rate", "grad_clip"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
-                raise UserError(f"{name}={getattr(self, name)} must be positive and finite")
-        for name in (
-            "learning_rate_min",
-            "momentum",
-            "weight_decay",
-            "arch_weight_decay",
-            "loss_weight",
-            "edge_loss_weight",
-            "warmup",
-        ):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise UserError(f"{name}={getattr(self, name)} must not be negative")
-        if self.warmup and self.warmup >= self.epochs - 1:
-            raise UserError(
-                f"warmup={self.warmup} leaves no time to search in {self.epochs} epochs; choose a "
-                f"warm-up of at most {max(self.epochs - 2, 0)} epochs or search longer"
-            )
-        if half < 1:
-            raise UserError(
-                "the training set has a single image, but weights and architecture learn on two "
-                "halves of it; give more images"
-            )
-        if self.batch_size > half:
-            raise UserError(
-                f"batch_size={self.batch_size} is larger than half of the training set ({half} "
-                "images); choose a smaller batch or give more images"
-            )
-        if self.compat and (self.method != "da2s" or self.second_order or self.space != "da2s"):
-            raise UserError(
-                "compat='daas' reproduces the authors' DA2S search; it goes with method='da2s' in "
-                "the da2s space and first-order steps only"
-            )
-        if self.compat and self.keep_normal != [2] * len(self.keep_normal):
-            raise UserError("compat='daas' keeps two edges per node; leave keep counts out")
 
 
 def _batch_size(half: int, largest: int) -> int:

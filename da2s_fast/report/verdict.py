@@ -6,11 +6,7 @@ from dataclasses import dataclass
 
 from da2s_fast.report.formatting import decimal, points
 from da2s_fast.report.run import RunRecord
-
-DISCRETE_P = 0.9
-"""A super-network counts as discrete when the mean over its edges of max p is above this..."""
-DISCRETE_BETA = 0.99
-"""... and the mean strength s2(beta) of its kept edges is at least this (1 up to rounding)."""
+from da2s_fast.search.discretize import DISCRETE_BETA, DISCRETE_P
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,12 @@ from da2s_fast.nn.topology import CellTopology, Edge
 from da2s_fast.ops import edge_strength
 from da2s_fast.spaces import Genotype, SearchSpace
 
+DISCRETE_P = 0.9
+"""A super-network counts as discrete when the mean over its edges of max p is above this..."""
+DISCRETE_BETA = 0.95
+"""... and the mean of min(beta, 1) over its kept edges is at least this. Adam keeps every beta
+moving around 1 by its step, so that the mean ends a little below."""
+
 
 @dataclass(frozen=True)
 class Discretization:

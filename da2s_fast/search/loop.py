@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from da2s_fast.errors import DivergedError
-from da2s_fast.search.discretize import Discretization
+from da2s_fast.search.discretize import DISCRETE_BETA, DISCRETE_P, Discretization
 from da2s_fast.search.monitor import FINITE_CHECK_STEPS, ScalarBoard
 from da2s_fast.search.run_folder import Metrics, RunFolder
 from da2s_fast.search.session import SearchSession
@@ -22,9 +22,6 @@ from da2s_fast.search.settings import ResolvedSettings
 from da2s_fast.spaces import Genotype
 
 logger = logging.getLogger("da2s_fast")
-
-DISCRETE = 0.9
-"""A super-network counts as discrete from this mean largest weight and mean kept beta on."""
 
 OnStep = Callable[[int, int], None]
 """Called after each step with (steps done, steps in all)."""
@@ -210,12 +207,12 @@ def _warnings(session: SearchSession, cut: Discretization) -> list[str]:
             f"skip connections make {cut.skip_fraction:.0%} of the normal cell: the search may "
             "have collapsed; try pc-darts, a longer warm-up or a stronger arch_weight_decay"
         )
-    if cut.mean_max_p < DISCRETE:
+    if cut.mean_max_p < DISCRETE_P:
         found.append(
             f"the operation weights are not discrete (mean largest weight {cut.mean_max_p:.2f}): "
             "expect a discretization gap; search longer, or raise arch_learning_rate or loss_weight"
         )
-    if cut.kept_beta is not None and cut.kept_beta < DISCRETE:
+    if cut.kept_beta is not None and cut.kept_beta < DISCRETE_BETA:
         found.append(
             f"the edge weights are not discrete (mean kept beta {cut.kept_beta:.2f}, 1 when "
             "decided); search longer or raise arch_learning_rate"

@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from pathlib import Path
 from typing import Any
-
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from da2s_fast.data import ImageData, load_data
 from da2s_fast.errors import UserError
@@ -23,6 +15,7 @@ from da2s_fast.search.loop import SearchResult, run_search
 from da2s_fast.search.run_folder import Metrics, RunFolder
 from da2s_fast.search.session import SearchSession
 from da2s_fast.search.settings import SearchSettings
+from da2s_fast.terminal import progress_bar
 
 logger = logging.getLogger("da2s_fast")
 
@@ -78,8 +71,17 @@ def resume(
     settings = folder.settings()
     images = data if data is not None else _load(settings)
     session = SearchSession(settings.resolved(images), images)
-    state, history = folder.load()
-    session.load_state_dict(state)
+    # Before the first checkpoint there are no metrics either: such a run starts from its settings.
+    history: list[Metrics] = []
+    if folder.checkpoint.exists() or folder.metrics.exists():
+        state, history = folder.load()
+        try:
+            session.load_state_dict(state)
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{folder.checkpoint} does not fit the settings and the data of its run "
+                f"({type(error).__name__}); restore config.yaml and the data as they were"
+            ) from error
     return _run(session, folder, history, progress)
 
 
@@ -94,8 +96,7 @@ def _run(
         return _with_progress(session, None, history, progress)
     with folder.logging():
         result = _with_progress(session, folder, history, progress)
-        report = write_report(folder.path)
-        logger.info("report: %s", report)
+        write_report(folder.path)
     return result
 
 
@@ -104,29 +105,25 @@ def _with_progress(
 ) -> SearchResult:
     settings = session.settings
     logger.info(
-        "searching %s on %s with %s: %s epochs, %s cells, %s channels",
-        settings.space,
-        session.data.name,
+        "%s on %s (%d images) in the %s space: %d epochs, %d cells, %d channels, seed %d, %s",
         settings.method,
+        session.data.name,
+        len(session.data.train_images),
+        settings.space,
         settings.epochs,
         settings.cells,
         settings.channels,
+        settings.seed,
+        settings.device,
     )
-    logger.info("forecast: %s", forecast(session))
-    columns = (
-        TextColumn("[bold]search"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("steps"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+    if history:
+        logger.info("%d of %d epochs are done", len(history), settings.epochs)
+    expected = forecast(session)
+    left = expected.seconds * (1 - len(history) / settings.epochs)
+    logger.info("forecast: %s", dataclasses.replace(expected, seconds=left))
+    logger.info(
+        "accuracies: super-network, then cut to one architecture, not retrained; gap between them; "
+        "p and beta are 1 when discrete"
     )
-    with Progress(*columns, disable=not progress) as bar:
-        task = bar.add_task("search", total=None)
-        return run_search(
-            session,
-            folder,
-            history,
-            lambda done, total: bar.update(task, completed=done, total=total),
-        )
+    with progress_bar("search", shown=progress) as on_step:
+        return run_search(session, folder, history, on_step)

@@ -27,8 +27,10 @@ class Forecast:
     def __str__(self) -> str:
         minutes, seconds = divmod(round(self.seconds), 60)
         hours, minutes = divmod(minutes, 60)
-        length = f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"
-        return f"about {length}, {self.activation_bytes / 2**30:.2f} GB for activations"
+        length = f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
+        if hours:
+            length = f"{hours} h {minutes:02d} min"
+        return f"about {length} and {self.activation_bytes / 2**20:,.0f} MB for activations"
 
 
 def forecast(session: SearchSession) -> Forecast:

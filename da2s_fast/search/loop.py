@@ -190,12 +190,13 @@ def _describe(session: SearchSession, cut: Discretization) -> Metrics:
 
 
 def _line(metrics: Metrics, epochs: int) -> str:
+    """One line of fewer than 80 characters."""
     beta = metrics["kept_beta"]
     return (
-        f"epoch {metrics['epoch']}/{epochs}  loss {metrics['train_loss']:.3f}  "
-        f"super-network {metrics['accuracy_super']:.1%}  cut {metrics['accuracy_cut']:.1%}  "
-        f"gap {metrics['gap']:+.1%}  max p {metrics['mean_max_p']:.2f}"
-        + (f"  kept beta {beta:.2f}" if beta is not None else "")
+        f"epoch {metrics['epoch']:>{len(str(epochs))}}/{epochs}  loss {metrics['train_loss']:.2f}  "
+        f"super {metrics['accuracy_super']:5.1%}  cut {metrics['accuracy_cut']:5.1%}  "
+        f"gap {metrics['gap']:+6.1%}  p {metrics['mean_max_p']:.2f}"
+        + (f"  beta {beta:.2f}" if beta is not None else "")
     )
 
 

@@ -68,6 +68,11 @@ class RunFolder:
         """The checkpoint file."""
         return self.path / "checkpoint.pt"
 
+    @property
+    def metrics(self) -> Path:
+        """The metrics file, one line of JSON per epoch."""
+        return self.path / "metrics.jsonl"
+
     def save(self, state: dict[str, Any], history: list[Metrics]) -> None:
         """Write the checkpoint and, after it, the metrics it contains."""
         save_checkpoint(self.checkpoint, {"state": state, "history": history})
@@ -79,9 +84,9 @@ class RunFolder:
         return content["state"], content["history"]
 
     def write_metrics(self, history: list[Metrics]) -> None:
-        """Replace metrics.jsonl, one line per epoch."""
+        """Replace the metrics, one line per epoch."""
         lines = "".join(json.dumps(metrics) + "\n" for metrics in history)
-        write_text(self.path / "metrics.jsonl", lines)
+        write_text(self.metrics, lines)
 
     def write_result(self, genotype: str, summary: dict[str, Any]) -> None:
         """Write genotype.txt and summary.json."""

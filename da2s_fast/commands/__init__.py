@@ -1,0 +1,1 @@
+"""The commands of `da2s`, one module each."""

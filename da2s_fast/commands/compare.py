@@ -1,0 +1,28 @@
+"""Set several searches side by side; runs that differ only in the seed give a mean and a spread.
+
+Examples:
+  da2s compare runs/digits-darts-seed0-1 runs/digits-da2s-seed0-1
+  da2s compare runs/* --html comparison.html
+"""
+
+from __future__ import annotations
+
+from jsonargparse import ArgumentParser, Namespace
+
+from da2s_fast.commands.output import result_console
+from da2s_fast.report import compare_runs
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Declare the run folders and the page."""
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders of searches.")
+    parser.add_argument("--html", metavar="FILE", help="write the comparison as a page, too.")
+
+
+def run(arguments: Namespace) -> None:
+    """Show the table; write the page if one is wanted."""
+    comparison = compare_runs(arguments.runs)
+    screen = result_console()
+    screen.print(comparison.table())
+    if "html" in arguments:
+        screen.print(str(comparison.write_html(arguments.html)), soft_wrap=True)

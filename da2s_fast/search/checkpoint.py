@@ -6,10 +6,11 @@ that a crash at any moment leaves the old or the new file. Its content carries a
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
-import tempfile
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,15 +26,14 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     Raises:
         UserError: the disk is full or the folder cannot be written; `path` is as it was.
     """
-    temporary = None
+    # Not by tempfile, whose files nobody but their owner may read.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(descriptor, "wb") as file:
+        with open(temporary, "xb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        temporary = None
         _sync_folder(path.parent)
     except OSError as error:
         raise UserError(
@@ -41,8 +41,8 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
             "make room or choose another folder"
         ) from error
     finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # renamed, or never there
+            temporary.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -154,6 +154,7 @@ def test_mixed_dtypes_promote_as_in_eager():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_independent_of_threads_and_of_the_run(dtype):
+    threads_before = torch.get_num_threads()
     for shape in [(16, 8, 16, 16), (2, 2, 65, 64), (64, 1, 3, 3)]:
         case = make_case(shape, KINDS, dtype)
         for layout in (torch.contiguous_format, torch.channels_last):
@@ -162,7 +163,7 @@ def test_independent_of_threads_and_of_the_run(dtype):
             for threads in (1, 2, 8, 8):
                 torch.set_num_threads(threads)
                 results.append(evaluate(fused, case._replace(inputs=laid_out)))
-            torch.set_num_threads(1)
+            torch.set_num_threads(threads_before)
             for other in results[1:]:
                 for name, value in results[0].items():
                     assert torch.equal(value, other[name]), name

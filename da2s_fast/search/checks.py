@@ -92,11 +92,6 @@ def _check_numbers(settings: ResolvedSettings) -> None:
 
 def _check_data(settings: ResolvedSettings, data: ImageData) -> None:
     half = len(data.train_images) // 2
-    if half < 1:
-        raise UserError(
-            "the training set has a single image, but weights and architecture learn on two "
-            "halves of it; give more images"
-        )
     if settings.batch_size > half:
         raise UserError(
             f"batch_size={settings.batch_size} is larger than half of the training set ({half} "

@@ -38,6 +38,11 @@ def only_gradients_of(wanted: Sequence[Tensor], others: Sequence[Tensor]) -> Ite
             tensor.requires_grad_(flag)
 
 
+def classification_loss(scores: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy, in float32 where the scores (N, classes) have lower precision."""
+    return F.cross_entropy(scores.to(torch.promote_types(scores.dtype, torch.float32)), labels)
+
+
 class Architect:
     """Computes the gradient of the validation loss with respect to alpha and beta.
 
@@ -51,11 +56,11 @@ class Architect:
         self.autocast = autocast
 
     def loss(self, batch: Batch) -> Tensor:
-        """Cross-entropy of a batch, float32."""
+        """Cross-entropy of a batch."""
         images, labels = batch
         with self.autocast():
             scores = self.network(images)
-        return F.cross_entropy(scores.float(), labels)
+        return classification_loss(scores, labels)
 
     def first_order(self, valid: Batch, regularizer: Regularizer, scale: Scale) -> Tensor:
         """Set the gradients of alpha and beta at the current weights; returns the loss."""

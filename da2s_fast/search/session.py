@@ -8,11 +8,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from da2s_fast.data import Augmentation, EndlessLoader, ImageData, split_train
 from da2s_fast.ops import DiscretizationLoss, discretization_loss
-from da2s_fast.search.architect import Architect, Batch, only_gradients_of
+from da2s_fast.search.architect import (
+    Architect,
+    Batch,
+    classification_loss,
+    only_gradients_of,
+)
 from da2s_fast.search.build import build_super_network
 from da2s_fast.search.control import control
 from da2s_fast.search.discretize import Discretization, discretize
@@ -192,7 +196,7 @@ class SearchSession:
         with only_gradients_of(weights, self.network.arch_parameters()):
             with self._autocast():
                 scores = self.network(images)
-            loss = F.cross_entropy(scores.float(), labels)
+            loss = classification_loss(scores, labels)
             self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.weight_optimizer)
         torch.nn.utils.clip_grad_norm_(weights, self.settings.grad_clip)

@@ -32,7 +32,7 @@ def search(
     Args:
         data: name or path as in `SearchSettings.data`, or a loaded `ImageData`.
         run_dir: new folder for log, metrics, checkpoint, genotype and report; none by default.
-        progress: show a progress bar on standard error.
+        progress: show a progress bar.
         **settings: fields of `SearchSettings`, for example method="darts", epochs=10.
 
     Returns:
@@ -62,7 +62,7 @@ def resume(
     Args:
         run_dir: the run folder.
         data: the images, when `search` was given loaded ones; otherwise they are loaded anew.
-        progress: show a progress bar on standard error.
+        progress: show a progress bar.
 
     Raises:
         UserError: no run there, or its checkpoint or data cannot be read.

@@ -42,13 +42,13 @@ Examples:
 da2s COMMAND --help explains a command and all its settings.
 """
 
-FAILED, WRONG_INPUT, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
+FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code.
 
-    0: done. 1: the training diverged. 2: something given cannot be used, or the machine cannot do
+    0: done. 1: the training diverged, or nobody reads the output. 2: something given cannot be used, or the machine cannot do
     it (full disk, too little memory). 130: interrupted.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # The reader has gone; the interpreter must not try to flush again at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BROKEN_PIPE
+        return FAILED
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         return _fail(f"{place}{error.strerror or error}", WRONG_INPUT)

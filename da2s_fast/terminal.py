@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
 
+import rich
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -17,20 +17,19 @@ from rich.progress import (
 )
 
 
-@cache
 def console() -> Console:
-    """The console on standard error.
+    """The console of all log lines and progress bars: through two, they tear each other apart.
 
-    Log lines and progress bars must go through the same one, or they tear each other apart.
+    It is rich's own, so that a program that has set up rich has set up these, too.
     """
-    return Console(stderr=True)
+    return rich.get_console()
 
 
 @contextmanager
 def progress_bar(title: str, *, shown: bool = True) -> Iterator[Callable[[int, int], None]]:
     """Inside, a bar with the time left; yields what to call with (steps done, steps in all).
 
-    Nothing is shown where standard error is no terminal (a pipe, a file): a bar there is noise.
+    Nothing is shown where the console is no terminal (a pipe, a file): a bar there is noise.
     """
     columns = (
         TextColumn(f"[bold]{title}"),

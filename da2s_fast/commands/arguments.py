@@ -81,12 +81,31 @@ def read_settings(path: Path, settings: type) -> dict[str, Any]:
     return _without_none(checked.as_dict())
 
 
+def run_settings(folder: Path, settings: type, kind: str) -> dict[str, Any]:
+    """The settings of the run in a folder; UserError when it holds no run of this kind."""
+    try:
+        return read_settings(folder / "config.yaml", settings)
+    except UserError as error:
+        raise UserError(f"{folder} holds no {kind}: {error}") from None
+
+
+def refuse_besides_resume(arguments: Namespace) -> None:
+    """Demand that --resume comes without settings: a run goes on with its own."""
+    others = [*arguments.settings, *({"config", "out"} & set(arguments.keys()))]
+    if others:
+        raise UserError(
+            f"--resume goes on with the settings of {arguments.resume}: leave out "
+            + ", ".join(others)
+        )
+
+
 def _new_parser(prog: str, description: str | None = None) -> ArgumentParser:
     return ArgumentParser(
         prog=prog,
         description=description,
         formatter_class=_HelpFormatter,
         exit_on_error=False,
+        allow_abbrev=False,
     )
 
 
@@ -135,10 +154,12 @@ def _sentence(message: str, names: Sequence[str], prog: str) -> str:
     unknown = re.search(r"unrecognized arguments: (\S*)|Option '(.*)' is not accepted", message)
     if unknown:
         name = unknown[1] or unknown[2] or ""
-        near = get_close_matches(f"--{name.lstrip('-')}", names, 1)
-        dashes = "--" if unknown[1] else ""
-        hint = f"did you mean {dashes}{near[0][2:]}?" if near else f"see {prog} --help"
-        return f"there is no {'argument' if dashes else 'setting'} {name!r}; {hint}"
+        setting = unknown[1] is None
+        near = get_close_matches(f"--{name}" if setting else name, names, 1)
+        hint = f"see {prog} --help"
+        if near and (setting or name.startswith("-")):
+            hint = f"did you mean {near[0][2 * setting :]}?"
+        return f"there is no {'setting' if setting else 'argument'} {name!r}; {hint}"
     wrong = re.match(r'Parser key "(.+?)":', message)
     value = re.search(r".*(?:Given|Got) value: (.*)", message, re.DOTALL)
     kind = re.search(r"Subtypes: \[(.*)\]\n|Expected a (.*?)\. Got", message)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
+import rich
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.text import Text
@@ -43,10 +44,14 @@ class _PlainFormatter(logging.Formatter):
 @contextmanager
 def shown_log() -> Iterator[None]:
     """Inside, the package's log is shown on standard error, one plain line each in a pipe."""
+    rich.reconfigure(stderr=True)
     handler: logging.Handler = _TerminalHandler()
     if not console().is_terminal:
         handler = logging.StreamHandler()
         handler.setFormatter(_PlainFormatter())
+    # A log file on a full disk would print a traceback for every line; the checkpoint that does
+    # not fit either ends the run with a sentence.
+    logging.raiseExceptions = False
     level = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
@@ -54,6 +59,7 @@ def shown_log() -> Iterator[None]:
         yield
     finally:
         logger.removeHandler(handler)
+        rich.reconfigure()
         logger.setLevel(level)
 
 
@@ -65,6 +71,24 @@ def result_console() -> Console:
 def in_shell(path: Path) -> str:
     """The path as it is typed in a shell."""
     return shlex.quote(str(path))
+
+
+def show_facts(screen: Console, facts: Mapping[str, str]) -> None:
+    """One line per fact: its name and its value, not broken, so that it can be copied."""
+    width = max(map(len, facts)) + 2
+    for name, value in facts.items():
+        screen.print(f"{name:<{width}}{value}", soft_wrap=True)
+
+
+@contextmanager
+def on_interrupt(command: str, folder: Path) -> Iterator[None]:
+    """Inside, an interruption gets a message that says how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        advice = f"go on with da2s {command} --resume {in_shell(folder)}"
+        begun = (folder / "config.yaml").exists()
+        raise KeyboardInterrupt(advice if begun else "nothing was written yet") from None
 
 
 @contextmanager

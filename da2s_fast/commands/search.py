@@ -26,9 +26,15 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from da2s_fast import api
-from da2s_fast.commands.arguments import read_settings
-from da2s_fast.commands.output import in_shell, new_run_folder, result_console, shown_log
-from da2s_fast.errors import UserError
+from da2s_fast.commands.arguments import refuse_besides_resume, run_settings
+from da2s_fast.commands.output import (
+    in_shell,
+    new_run_folder,
+    on_interrupt,
+    result_console,
+    show_facts,
+    shown_log,
+)
 from da2s_fast.report import load_run
 from da2s_fast.report.formatting import points
 from da2s_fast.report.verdict import judge
@@ -38,9 +44,8 @@ if TYPE_CHECKING:
     from da2s_fast.search.loop import SearchResult
 
 SETTINGS = SearchSettings
-USAGE = (
-    "da2s search [--config FILE] [--out RUN] [--SETTING VALUE ...]\n       da2s search --resume RUN"
-)
+USAGE = """da2s search [--config FILE] [--out RUN] [--SETTING VALUE ...]
+       da2s search --resume RUN"""
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -57,39 +62,23 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(arguments: Namespace) -> None:
     """Search or go on searching, then show the result."""
     with shown_log():
-        if "resume" in arguments:
-            _show(_resume(arguments))
-            return
-        settings = SearchSettings(**arguments.settings)
-        stem = f"{Path(settings.data).stem or 'data'}-{settings.method}-seed{settings.seed}"
-        with new_run_folder(arguments.get("out"), stem) as folder:
-            try:
-                result = api.search(run_dir=folder, **arguments.settings)
-            except KeyboardInterrupt:
-                raise KeyboardInterrupt(_how_to_go_on(folder)) from None
-        _show(result)
+        result = _resume(arguments) if "resume" in arguments else _search(arguments)
+    _show(result)
+
+
+def _search(arguments: Namespace) -> SearchResult:
+    settings = SearchSettings(**arguments.settings)
+    stem = f"{Path(settings.data).stem or 'data'}-{settings.method}-seed{settings.seed}"
+    with new_run_folder(arguments.get("out"), stem) as folder, on_interrupt("search", folder):
+        return api.search(run_dir=folder, **arguments.settings)
 
 
 def _resume(arguments: Namespace) -> SearchResult:
     folder = Path(arguments.resume)
-    given = [*arguments.settings, *(name for name in ("config", "out") if name in arguments)]
-    if given:
-        raise UserError(
-            f"--resume goes on with the settings of {folder}: leave out {', '.join(given)}"
-        )
-    if not (folder / "config.yaml").is_file():
-        raise UserError(f"{folder} holds no run: there is no config.yaml in it")
-    read_settings(folder / "config.yaml", SearchSettings)
-    try:
+    refuse_besides_resume(arguments)
+    run_settings(folder, SearchSettings, "search")
+    with on_interrupt("search", folder):
         return api.resume(folder)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(_how_to_go_on(folder)) from None
-
-
-def _how_to_go_on(folder: Path) -> str:
-    if not (folder / "config.yaml").exists():
-        return "nothing was written yet"
-    return f"go on with da2s search --resume {in_shell(folder)}"
 
 
 def _show(result: SearchResult) -> None:
@@ -114,6 +103,7 @@ def _show(result: SearchResult) -> None:
             style="dim",
         )
     screen.print(table)
+    screen.print()
     verdict = judge(record)
     tones = {"good": "bold green", "fair": "bold yellow", "bad": "bold red"}
     screen.print(verdict.sentence, style=tones[verdict.tone])
@@ -121,10 +111,12 @@ def _show(result: SearchResult) -> None:
         screen.print(f"  {check.text}", style="dim")
     screen.print()
     folder = in_shell(result.run_dir)
-    for title, text in (
-        ("run folder", str(result.run_dir)),
-        ("report", str(result.run_dir / "report.html")),
-        ("train it with", f"da2s retrain {folder}"),
-        ("compare with", f"da2s compare {folder} OTHER_RUN"),
-    ):
-        screen.print(f"{title:<14}{text}", soft_wrap=True)
+    show_facts(
+        screen,
+        {
+            "run folder": str(result.run_dir),
+            "report": str(result.run_dir / "report.html"),
+            "train it with": f"da2s retrain {folder}",
+            "compare with": f"da2s compare {folder} OTHER_RUN",
+        },
+    )

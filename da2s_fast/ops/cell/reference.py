@@ -1,0 +1,208 @@
+"""The whole cell in stages, forward and backward by hand: its kernels explained.
+
+Plain PyTorch, whole batch at a time; every formula is the one the kernels compute, and every
+barrier stands where theirs stand (see `bundle`). What kernels do per image or per tile between two
+barriers is one PyTorch call after the other here.
+
+    preprocess both inputs                                    | barrier: their statistics
+    for each state in order:
+        a node first sums its edges, one affine pass: h = sum_e g_e sum_o p_eo (z_eo - mean) rstd
+        then both forward stages of the state's bundle        | a barrier behind each
+    the output is the nodes, concatenated
+
+Backward goes through the states in reverse: a node's gradient is complete when the bundles of all
+later states are done. Architecture gradients cost nothing extra: BatchNorm's backward needs
+S2 = sum G zhat of every candidate anyway, and dL/d(g_e p_eo) = sum_c S2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from da2s_fast.ops.cell import bundle as bundles
+from da2s_fast.ops.cell.bundle import Bundle, Norms, known
+from da2s_fast.ops.cell.bundle_backward import BundleBackward
+from da2s_fast.ops.cell.convolutions import (
+    factorized_reduce,
+    factorized_reduce_backward,
+    pointwise,
+    pointwise_backward,
+)
+from da2s_fast.ops.cell.norm import (
+    Statistics,
+    batch_statistics,
+    gradient_sums,
+    input_gradient,
+    normalized,
+)
+from da2s_fast.ops.cell.plan import CellPlan
+
+Memory = Literal["save", "recompute"]
+"""save: keep every z for the backward pass. recompute: keep the states and the statistics, and
+compute each bundle's z again when its backward comes."""
+
+
+@dataclass
+class Saved:
+    """What the backward pass needs of the forward pass."""
+
+    inputs: tuple[Tensor, Tensor]
+    states: list[Tensor]
+    norms: Norms
+    preprocessed: list[Tensor] | None = None
+    bundles: dict[int, Bundle] | None = None
+
+
+class Parameters(NamedTuple):
+    """What a cell learns, or the gradients of it."""
+
+    weights: Sequence[Tensor]
+    """In the order of the modules' parameters."""
+    p: Tensor
+    """(edges, operations)."""
+    g: Tensor
+    """(edges,)."""
+
+
+def forward(
+    plan: CellPlan,
+    inputs: tuple[Tensor, Tensor],
+    parameters: Parameters,
+    *,
+    running: Sequence[Statistics] | None = None,
+    memory: Memory = "save",
+) -> tuple[Tensor, list[Statistics], Saved]:
+    """Output, (N, nodes * C, H', W'), statistics by norm slot, and what backward needs.
+
+    Args:
+        plan: the cell.
+        inputs: outputs of the last cell but one and of the last cell.
+        parameters: weights, p and g.
+        running: statistics to normalize with (evaluation); the batch's own by default.
+        memory: see `Memory`.
+    """
+    weights = parameters.weights
+    norms: Norms = list(running) if running is not None else [None] * _norm_count(plan)
+    preprocessed = [_preprocess(plan, i, x, weights) for i, x in enumerate(inputs)]
+    for slot, z in enumerate(preprocessed):
+        norms[slot] = norms[slot] or batch_statistics(z)
+    states = [normalized(z, known(norms, slot)) for slot, z in enumerate(preprocessed)]
+    done: dict[int, Bundle] = {}
+    for state in plan.states:
+        if state >= plan.inputs:
+            states.append(_node(plan, state, done, norms, parameters))
+        if plan.bundle(state):
+            done[state] = bundles.forward(plan, state, states[state], weights, norms)
+    output = torch.cat(states[plan.inputs :], 1)
+    saved = Saved(inputs, states, norms)
+    if memory == "save":
+        saved.preprocessed, saved.bundles = preprocessed, done
+    return output, [known(norms, slot) for slot in range(len(norms))], saved
+
+
+def backward(
+    plan: CellPlan, gradient: Tensor, parameters: Parameters, saved: Saved
+) -> tuple[list[Tensor], Parameters]:
+    """Gradients of the inputs and of the parameters from that of the output."""
+    weights, p, g = parameters
+    scale = {
+        (edge.row, operation): g[edge.row] * p[edge.row, column]
+        for edge in plan.edges
+        for column, operation in enumerate(plan.operations)
+    }
+    parts = gradient.split(plan.channels, 1)
+    node_gradients: dict[int, Tensor] = {}
+    input_gradients: dict[int, Tensor] = {}
+    found: dict[int, Tensor] = {}
+    grad_p, grad_g = torch.zeros_like(p), torch.zeros_like(g)
+    for state in reversed(plan.states):
+        total = parts[state - plan.inputs] if state >= plan.inputs else 0
+        if plan.bundle(state):
+            # Recompute: the bundle's forward stages once more, with the statistics known.
+            bundle = (
+                saved.bundles[state]
+                if saved.bundles is not None
+                else bundles.forward(plan, state, saved.states[state], weights, saved.norms)
+            )
+            step = BundleBackward(plan, bundle, weights, saved.norms)
+            step.run(scale, g, node_gradients)
+            total = total + step.state
+            found |= step.weight_gradients
+            for (row, operation), product in step.products.items():
+                column = plan.operations.index(operation)
+                grad_p[row, column] = g[row] * product
+                grad_g[row] += p[row, column] * product
+            for row, product in step.bypassed.items():
+                grad_g[row] += product
+        assert isinstance(total, Tensor)
+        if state >= plan.inputs:
+            node_gradients[state] = total
+        else:
+            input_gradients[state], grads = _preprocess_backward(plan, state, total, saved, weights)
+            found |= grads
+    return (
+        [input_gradients[position] for position in range(plan.inputs)],
+        Parameters([found[i] for i in range(len(weights))], grad_p, grad_g),
+    )
+
+
+def _norm_count(plan: CellPlan) -> int:
+    return max(slot.stop for slot in plan.norm_slots.values())
+
+
+def _preprocess(plan: CellPlan, position: int, x: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    first, *second = weights[plan.preprocess_weights(position)]
+    relu = x.relu()
+    return factorized_reduce(relu, first, *second) if second else pointwise(relu, first)
+
+
+def _preprocess_backward(
+    plan: CellPlan, position: int, gradient: Tensor, saved: Saved, weights: Sequence[Tensor]
+) -> tuple[Tensor, dict[int, Tensor]]:
+    """dL/dinput and dL/dweights; a barrier lies between the sums and the rest."""
+    x = saved.inputs[position]
+    if saved.preprocessed is None:
+        z = _preprocess(plan, position, x, weights)
+    else:
+        z = saved.preprocessed[position]
+    statistics = known(saved.norms, position)
+    dz = input_gradient(gradient, z, statistics, gradient_sums(gradient, z, statistics))
+    slot = plan.preprocess_weights(position)
+    first, *second = weights[slot]
+    if second:
+        grad, *found = factorized_reduce_backward(dz, x.relu(), first, *second)
+    else:
+        grad, *found = pointwise_backward(dz, x.relu(), first)
+    return grad * (x > 0), dict(zip(range(slot.start, slot.stop), found, strict=True))
+
+
+def _node(
+    plan: CellPlan, state: int, done: dict[int, Bundle], norms: Norms, parameters: Parameters
+) -> Tensor:
+    """One pass over the z of all entering edges: h = sum a z + b per channel."""
+    _, p, g = parameters
+    mixed: list[Tensor] = []
+    rest: list[Tensor] = []
+    for edge in plan.entering(state):
+        bundle = done[edge.source]
+        for column, operation in enumerate(plan.operations):
+            z = bundle.z[edge.row, operation]
+            slot = plan.norm_slots[edge.row, operation]
+            if slot.start < slot.stop:
+                z = normalized(z, known(norms, slot.stop - 1))
+            mixed.append(g[edge.row] * p[edge.row, column] * z)
+        if bundle.bypassed is not None:
+            rest.append(g[edge.row] * bundle.bypassed[0])
+    total = reduce(torch.add, mixed)
+    if not rest:
+        return total
+    groups = plan.partial_channels
+    # The shuffle: channel j * (C/K) + c of [mixed, rest] moves to c * K + j.
+    both = torch.cat([total, reduce(torch.add, rest)], 1)
+    return both.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)

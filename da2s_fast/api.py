@@ -118,9 +118,10 @@ def _with_progress(
     )
     if history:
         logger.info("%d of %d epochs are done", len(history), settings.epochs)
-    expected = forecast(session)
-    left = expected.seconds * (1 - len(history) / settings.epochs)
-    logger.info("forecast: %s", dataclasses.replace(expected, seconds=left))
+    if len(history) < settings.epochs:
+        expected = forecast(session)
+        left = expected.seconds * (1 - len(history) / settings.epochs)
+        logger.info("forecast: %s", dataclasses.replace(expected, seconds=left))
     logger.info(
         "accuracies: super-network, then cut to one architecture, not retrained; gap between them; "
         "p and beta are 1 when discrete"

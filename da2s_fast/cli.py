@@ -48,8 +48,8 @@ FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code.
 
-    0: done. 1: the training diverged, or nobody reads the output. 2: something given cannot be used, or the machine cannot do
-    it (full disk, too little memory). 130: interrupted.
+    0: done. 1: the training diverged, or nobody reads the output. 2: something given cannot be
+    used, or the machine cannot do it (full disk, too little memory). 130: interrupted.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     try:

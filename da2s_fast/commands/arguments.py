@@ -147,16 +147,16 @@ def _checked(parser: ArgumentParser, read: Callable[[], Namespace], where: str =
         return read()
     except ArgumentError as error:
         names = [name for action in parser._actions for name in action.option_strings]
-        raise UserError(where + _sentence(str(error), names, parser.prog)) from None
+        raise UserError(where + _sentence(str(error), names)) from None
 
 
-def _sentence(message: str, names: Sequence[str], prog: str) -> str:
+def _sentence(message: str, names: Sequence[str]) -> str:
     unknown = re.search(r"unrecognized arguments: (\S*)|Option '(.*)' is not accepted", message)
     if unknown:
         name = unknown[1] or unknown[2] or ""
         setting = unknown[1] is None
         near = get_close_matches(f"--{name}" if setting else name, names, 1)
-        hint = f"see {prog} --help"
+        hint = "--help lists all there are"
         if near and (setting or name.startswith("-")):
             hint = f"did you mean {near[0][2 * setting :]}?"
         return f"there is no {'setting' if setting else 'argument'} {name!r}; {hint}"

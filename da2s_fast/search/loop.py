@@ -125,9 +125,10 @@ def _run_epoch(
     total = steps * session.settings.epochs
     zero = torch.zeros((), device=session.device)
     train_loss, arch_loss, hits, images = zero, zero, zero, 0
+    searches = session.alpha_learns or session.beta_learns
     for step in range(1, steps + 1):
         train = session.weight_loader.next_batch()
-        if session.alpha_learns or session.beta_learns:
+        if searches:
             arch_loss = arch_loss + session.arch_step(train, session.arch_loader.next_batch())
         loss, correct = session.weight_step(train)
         session.scaler.update()
@@ -148,7 +149,7 @@ def _run_epoch(
         "lr": session.learning_rate(epoch),
         "train_loss": (train_loss / steps).item(),
         "train_accuracy": hits.item() / images,
-        "arch_loss": (arch_loss / steps).item(),
+        "arch_loss": (arch_loss / steps).item() if searches else None,
     }
 
 

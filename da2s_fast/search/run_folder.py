@@ -33,11 +33,12 @@ class RunFolder:
     @classmethod
     def create(cls, path: Path, settings: ResolvedSettings) -> RunFolder:
         """Start a new run; UserError when a run is there already or nothing can be written."""
-        if (path / "config.yaml").exists():
-            raise UserError(
-                f"{path} holds a run already; continue it with --resume or choose another folder"
-            )
         try:
+            if (path / "config.yaml").exists():
+                raise UserError(
+                    f"{path} holds a run already; continue it with --resume or choose another "
+                    "folder"
+                )
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot create the run folder {path}: {error.strerror}") from error
@@ -60,8 +61,16 @@ class RunFolder:
             )
         except FileNotFoundError:
             raise UserError(f"{self.path} holds no run: there is no config.yaml in it") from None
-        except (OSError, yaml.YAMLError, TypeError, KeyError, AttributeError) as error:
-            raise UserError(f"{file} cannot be read as the settings of a run: {error}") from error
+        except (
+            OSError,
+            UnicodeDecodeError,
+            yaml.YAMLError,
+            TypeError,
+            KeyError,
+            AttributeError,
+        ) as error:
+            reason = " ".join(str(error).split())  # YAML's errors have several lines
+            raise UserError(f"{file} cannot be read as the settings of a run: {reason}") from error
 
     @property
     def checkpoint(self) -> Path:

@@ -121,6 +121,17 @@ def test_equals_reference(method: str, size: int) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_equals_reference_in_channels_last(method: str) -> None:
+    ours, theirs = build(method)
+    ours.memory_format = torch.channels_last
+    layouts = []
+    ours.cells[0].register_forward_pre_hook(lambda cell, args: layouts.append(args[0]))
+    assert_network_equals(ours, theirs, method, images(8))
+    ours(images(8))
+    assert layouts[-1].is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_equals_reference_in_evaluation_mode(method: str) -> None:
     ours, theirs = build(method)
     with torch.no_grad():

@@ -122,9 +122,6 @@ def _with_progress(
         expected = forecast(session)
         left = expected.seconds * (1 - len(history) / settings.epochs)
         logger.info("forecast: %s", dataclasses.replace(expected, seconds=left))
-    logger.info(
-        "accuracies: super-network, then cut to one architecture, not retrained; gap between them; "
-        "p and beta are 1 when discrete"
-    )
+    logger.info("super, cut: accuracy before and after cutting; p, beta: 1 when discrete")
     with progress_bar("search", shown=progress) as on_step:
         return run_search(session, folder, history, on_step)

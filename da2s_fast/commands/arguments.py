@@ -151,7 +151,7 @@ def _checked(parser: ArgumentParser, read: Callable[[], Namespace], where: str =
 
 
 def _sentence(message: str, names: Sequence[str]) -> str:
-    unknown = re.search(r"unrecognized arguments: (\S*)|Option '(.*)' is not accepted", message)
+    unknown = re.search(r"unrecognized arguments: ([^\s=]*)|Option '(.*)' is not accepted", message)
     if unknown:
         name = unknown[1] or unknown[2] or ""
         setting = unknown[1] is None

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import rich
 from rich.console import Console
+from rich.highlighter import NullHighlighter
 from rich.logging import RichHandler
 from rich.text import Text
 
@@ -24,7 +25,11 @@ class _TerminalHandler(RichHandler):
 
     def __init__(self) -> None:
         super().__init__(
-            console=console(), show_time=False, show_level=False, show_path=False, markup=False
+            console=console(),
+            show_time=False,
+            show_level=False,
+            show_path=False,
+            highlighter=NullHighlighter(),
         )
 
     def render_message(self, record: logging.LogRecord, message: str) -> Text:

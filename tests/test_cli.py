@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import re
 import signal
 import subprocess
+import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +24,7 @@ from sklearn.datasets import load_digits
 import da2s_fast
 from da2s_fast.cli import COMMANDS, main
 from da2s_fast.spaces import Genotype
-from tests.processes import TINY, assert_one_line_error, da2s, start
+from tests.processes import ENVIRONMENT, TINY, assert_one_line_error, da2s, start
 
 RUN = Path("runs/digits-da2s-seed0-1")
 TRAINED = Path("runs/digits-da2s-seed0-1-retrain-seed0-1")
@@ -90,6 +94,36 @@ def test_search_shows_forecast_epochs_and_result_without_control_characters(
     assert control == {"\n"}
     for line in log:
         assert line in (folder / RUN / "log.txt").read_text() or line in before_epochs[:3]
+
+
+def test_a_terminal_gets_a_progress_bar_above_which_lines_stay_whole(tmp_path: Path) -> None:
+    ours, theirs = os.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "da2s_fast", "search", *TINY, "--out=run"],
+        cwd=tmp_path,
+        env={**ENVIRONMENT, "TERM": "xterm"},
+        stdout=subprocess.DEVNULL,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    shown = b""
+    # Linux reports the end of a terminal's last writer as an error.
+    with contextlib.suppress(OSError):
+        while chunk := os.read(ours, 1 << 16):
+            shown += chunk
+    os.close(ours)
+    assert process.wait() == 0
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode())
+    assert re.search(r"search [━╸╺ ]+ 36/36 steps \d:\d\d:\d\d left 0:00:00", text)
+    lines = [line.strip() for line in re.split(r"[\r\n]+", text)]
+    logged = [
+        line.split(" INFO ")[1].strip()
+        for line in (tmp_path / "run/log.txt").open()
+        if " INFO epoch " in line
+    ]
+    assert len(logged) == 3
+    for line in logged:
+        assert line in lines
 
 
 def test_next_search_takes_the_next_number(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shlex
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import count
@@ -47,6 +48,25 @@ class _PlainFormatter(logging.Formatter):
 
 
 @contextmanager
+def _quiet_writers() -> Iterator[None]:
+    """Inside, a full disk does not make log.txt and TensorBoard's thread print tracebacks.
+
+    It ends the run with one sentence, at the next checkpoint or when TensorBoard flushes.
+    """
+    loud, hook = logging.raiseExceptions, threading.excepthook
+
+    def in_thread(failure: threading.ExceptHookArgs) -> None:
+        if not isinstance(failure.exc_value, OSError):
+            hook(failure)
+
+    logging.raiseExceptions, threading.excepthook = False, in_thread
+    try:
+        yield
+    finally:
+        logging.raiseExceptions, threading.excepthook = loud, hook
+
+
+@contextmanager
 def shown_log() -> Iterator[None]:
     """Inside, the package's log is shown on standard error, one plain line each in a pipe."""
     rich.reconfigure(stderr=True)
@@ -54,14 +74,12 @@ def shown_log() -> Iterator[None]:
     if not console().is_terminal:
         handler = logging.StreamHandler()
         handler.setFormatter(_PlainFormatter())
-    # A log file on a full disk would print a traceback for every line; the checkpoint that does
-    # not fit either ends the run with a sentence.
-    logging.raiseExceptions = False
     level = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     try:
-        yield
+        with _quiet_writers():
+            yield
     finally:
         logger.removeHandler(handler)
         rich.reconfigure()

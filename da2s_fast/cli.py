@@ -52,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     used, or the machine cannot do it (full disk, too little memory). 130: interrupted.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
+    _wait_without_spinning()
     try:
         _run(argv)
         # What is left in the buffer may meet a full disk, too.
@@ -96,6 +97,17 @@ def _run(argv: list[str]) -> None:
         arguments = parse(command, name, argv[1:])
         if arguments is not None:
             command.run(arguments)
+
+
+def _wait_without_spinning() -> None:
+    """Tell OpenMP, before torch loads it, to let waiting threads sleep soon.
+
+    By default they spin for milliseconds. On a machine whose cores have other work to do, that
+    makes the many short operations of a search several times slower. 1000 rounds is what libgomp
+    itself takes once it knows of more threads than cores.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 def _fail(message: str, code: int, kind: str = "error") -> int:

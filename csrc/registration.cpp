@@ -7,4 +7,5 @@
 STABLE_TORCH_LIBRARY_IMPL(da2s_fast, CPU, library) {
   da2s_fast::register_discretization_loss(library);
   da2s_fast::register_mixed_sum(library);
+  da2s_fast::register_separable_conv(library);
 }

@@ -7,5 +7,6 @@ namespace da2s_fast {
 
 void register_discretization_loss(torch::stable::detail::StableLibrary& library);
 void register_mixed_sum(torch::stable::detail::StableLibrary& library);
+void register_separable_conv(torch::stable::detail::StableLibrary& library);
 
 }  // namespace da2s_fast

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from da2s_fast.errors import UserError
+from da2s_fast.nn.hooks import has_hooks
 from da2s_fast.nn.operations import NormalizedSequential, create_operation
 from da2s_fast.ops import mixed_sum
 
@@ -45,7 +46,7 @@ def split_norm(operation: nn.Module, x: Tensor) -> tuple[Tensor, nn.BatchNorm2d 
             type(norm) is nn.BatchNorm2d
             and not norm.affine
             # Of the modules inside, these are the ones that `features` does not call.
-            and not any(map(_has_hooks, (operation, norm, *operation.children())))
+            and not any(map(has_hooks, (operation, norm, *operation.children())))
         ):
             return operation.features(x), norm  # type: ignore[operator]
     return operation(x), None
@@ -63,15 +64,6 @@ def _offers_features(operation: type) -> bool:
         if "forward" in vars(base):
             return False
     return False
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    )
 
 
 class MixedOp(nn.Module):

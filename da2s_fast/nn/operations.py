@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from da2s_fast.errors import UserError
+from da2s_fast.nn.layers import run_layers
 
 OperationFactory = Callable[[int, int, bool], nn.Module]
 
@@ -34,9 +35,7 @@ class NormalizedSequential(nn.Sequential):
     def features(self, x: Tensor) -> Tensor:
         """Output of every module but the last, (N, C_out, H', W')."""
         *layers, _ = self
-        for layer in layers:
-            x = layer(x)
-        return x
+        return run_layers(layers, x)
 
 
 class _Wrapped(nn.Module):

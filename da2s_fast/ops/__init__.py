@@ -7,6 +7,7 @@ from da2s_fast.ops.discretization_loss import (
     operation_strength,
 )
 from da2s_fast.ops.mixed_sum import mixed_sum
+from da2s_fast.ops.separable_conv import separable_conv
 
 __all__ = [
     "DiscretizationLoss",
@@ -14,4 +15,5 @@ __all__ = [
     "edge_strength",
     "mixed_sum",
     "operation_strength",
+    "separable_conv",
 ]

@@ -168,12 +168,12 @@ def test_affine_says_whether_norms_learn(name: str) -> None:
 @pytest.mark.parametrize("name", FORMULAS)
 def test_features_then_norm_is_the_operation(name: str, stride: int) -> None:
     torch.manual_seed(0)
-    op = create_operation(name, C, stride, affine=True)
+    op = create_operation(name, C, stride, affine=True).double()
     if not hasattr(op, "norm"):
         assert name in {"none", "max_pool_3x3", "avg_pool_3x3", "skip_connect"}
         return
-    x = torch.randn(2, C, 6, 6)
-    assert torch.equal(op.norm(op.features(x)), op(x))
+    x = torch.randn(2, C, 6, 6, dtype=torch.float64)
+    torch.testing.assert_close(op.norm(op.features(x)), op(x), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("stride", [1, 2])

@@ -1,0 +1,171 @@
+"""ReLU, depthwise and pointwise convolution in one: half a separable convolution.
+
+``z = W2 * (W1 *_depthwise relu(x))``: what every convolution among DARTS's candidates is made of
+(Liu et al. 2019, appendix A.1). Fused, neither ReLU(x) nor the depthwise result exists in memory,
+and backward keeps x only.
+"""
+
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from da2s_fast.errors import UserError
+from da2s_fast.ops._backend import (
+    LIBRARY,
+    REFERENCE,
+    choose_backend,
+    define_operator,
+    has_kernel,
+    refuse_double_backward,
+)
+
+_FORWARD = define_operator(
+    "separable_conv(Tensor x, Tensor spatial, Tensor channel, int stride, int padding, "
+    "int dilation) -> Tensor"
+)
+# A gradient that is not asked for is empty.
+_BACKWARD = define_operator(
+    "separable_conv_backward(Tensor grad, Tensor x, Tensor spatial, Tensor channel, int stride, "
+    "int padding, int dilation, bool[] mask) -> (Tensor x, Tensor spatial, Tensor channel)"
+)
+_HAS_CPU_KERNEL = has_kernel(_FORWARD, "cpu")
+_KERNELS = (3, 5, 7)
+
+
+def separable_conv(
+    x: Tensor,
+    spatial: Tensor,
+    channel: Tensor,
+    *,
+    stride: int = 1,
+    dilation: int = 1,
+    backend: str | None = None,
+) -> Tensor:
+    """Apply ReLU, a depthwise and a pointwise convolution, both without bias.
+
+    The padding is dilation * (k - 1) / 2, which keeps the size at stride 1.
+
+    Args:
+        x: (N, C, H, W), any strides.
+        spatial: (C, 1, k, k), k odd.
+        channel: (C_out, C, 1, 1).
+        stride: of the depthwise convolution.
+        dilation: of the depthwise convolution.
+        backend: "cpu" (compiled; float32 and float64, k of 3, 5 or 7), "reference" (plain
+            PyTorch) or None for the best that can run.
+
+    Returns:
+        (N, C_out, ceil(H / stride), ceil(W / stride)), channels_last where x is.
+
+    Raises:
+        UserError: shapes that do not fit, a backend that is unknown or cannot run.
+    """
+    _check(x, spatial, channel)
+    reasons = {"cpu": _cpu_reason(x, spatial, channel)}
+    if choose_backend("separable_conv", backend, reasons) == REFERENCE:
+        return separable_conv_reference(x, spatial, channel, stride=stride, dilation=dilation)
+    padding = _padding(spatial, dilation)
+    return torch.ops.da2s_fast.separable_conv(x, spatial, channel, stride, padding, dilation)
+
+
+def separable_conv_reference(
+    x: Tensor, spatial: Tensor, channel: Tensor, *, stride: int, dilation: int
+) -> Tensor:
+    """Compute `separable_conv` in plain PyTorch, one step after the other."""
+    padding = _padding(spatial, dilation)
+    middle = F.conv2d(x.relu(), spatial, None, stride, padding, dilation, x.shape[1])
+    return F.conv2d(middle, channel)
+
+
+def _padding(spatial: Tensor, dilation: int) -> int:
+    return dilation * (spatial.shape[-1] - 1) // 2
+
+
+def _check(x: Tensor, spatial: Tensor, channel: Tensor) -> None:
+    channels = x.shape[1] if x.dim() == 4 else 0
+    k = spatial.shape[-1]
+    if spatial.shape != (channels, 1, k, k) or k % 2 == 0:
+        raise UserError(
+            f"separable_conv got an input of shape {tuple(x.shape)} and a depthwise weight of "
+            f"shape {tuple(spatial.shape)}; give it (N, C, H, W) and (C, 1, k, k) with k odd"
+        )
+    if channel.shape[1:] != (channels, 1, 1):
+        raise UserError(
+            f"separable_conv got a pointwise weight of shape {tuple(channel.shape)} for "
+            f"{channels} channels; give it (C_out, {channels}, 1, 1)"
+        )
+
+
+def _cpu_reason(x: Tensor, spatial: Tensor, channel: Tensor) -> str | None:
+    """Say why the compiled CPU operator cannot run; None where it can."""
+    if not _HAS_CPU_KERNEL:
+        return "the compiled CPU library is not there (`da2s info` says why)"
+    if torch.is_autocast_enabled("cpu"):
+        return "autocast computes convolutions in a type it does not take"
+    for tensor in (x, spatial, channel):
+        if tensor.device.type != "cpu":
+            return f"a tensor is on {tensor.device}"
+        if tensor.dtype not in (torch.float32, torch.float64) or tensor.dtype != x.dtype:
+            return f"tensors are {x.dtype} and {tensor.dtype}"
+    if spatial.shape[-1] not in _KERNELS:
+        return f"the kernel has {spatial.shape[-1]} rows"
+    if x.numel() == 0 or channel.numel() == 0:
+        return "a tensor is empty"
+    return None
+
+
+def _layout(x: Tensor) -> torch.memory_format:
+    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return torch.channels_last if last else torch.contiguous_format
+
+
+@torch.library.register_fake(_FORWARD, lib=LIBRARY)
+def _fake_forward(  # noqa: PLR0917 - the schema's arguments
+    x: Tensor, spatial: Tensor, channel: Tensor, stride: int, padding: int, dilation: int
+) -> Tensor:
+    size = [(length - 1) // stride + 1 for length in x.shape[2:]]
+    out = x.new_empty((x.shape[0], channel.shape[0], *size))
+    return out.to(memory_format=_layout(x))
+
+
+@torch.library.register_fake(_BACKWARD, lib=LIBRARY)
+def _fake_backward(  # noqa: PLR0917 - the schema's arguments
+    grad: Tensor,
+    x: Tensor,
+    spatial: Tensor,
+    channel: Tensor,
+    stride: int,
+    padding: int,
+    dilation: int,
+    mask: list[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    layouts = (_layout(x), torch.contiguous_format, torch.contiguous_format)
+    found = [
+        torch.empty_like(tensor, memory_format=layout) if wanted else x.new_empty((0,))
+        for tensor, layout, wanted in zip((x, spatial, channel), layouts, mask, strict=True)
+    ]
+    return found[0], found[1], found[2]
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, spatial, channel, *ctx.geometry = inputs
+    ctx.save_for_backward(x, spatial, channel)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    mask = list(ctx.needs_input_grad[:3])
+    grads = torch.ops.da2s_fast.separable_conv_backward(
+        grad, *ctx.saved_tensors, *ctx.geometry, mask
+    )
+    wanted = (g if needed else None for g, needed in zip(grads, mask, strict=True))
+    return *wanted, None, None, None
+
+
+def _double_backward(ctx: Any, *grads: Tensor | None) -> NoReturn:
+    refuse_double_backward("separable_conv")
+
+
+torch.library.register_autograd(_FORWARD, _backward, setup_context=_setup_context, lib=LIBRARY)
+torch.library.register_autograd(_BACKWARD, _double_backward, lib=LIBRARY)

@@ -42,7 +42,7 @@ VARIANTS = {
 }
 IMBALANCED = "DA2S, imbalanced"
 KEEP = ["--method=da2s", "--keep_normal=[1,2,3]", "--keep_reduce=[2,1,3]"]
-RETRAIN = ["--channels=16", "--cells=5", "--epochs=30", "--batch_size=64"]
+RETRAIN = ["--channels=16", "--cells=3", "--epochs=10", "--batch_size=64"]
 
 
 def searches(seeds: int) -> dict[tuple[str, int], list[str]]:
@@ -62,20 +62,25 @@ def da2s(*arguments: str) -> None:
     subprocess.run([sys.executable, "-m", "da2s_fast", *arguments], check=True, env=environment)
 
 
-def run(out: Path, variant: str, seed: int, flags: list[str]) -> None:
-    """Search and retrain, each only as far as it is not done."""
-    search = folder(out, variant, seed)
-    retrained = search / "retrain"
-    settings = [*DATA, f"--seed={seed}"]
-    for path, command in (
-        (search, ["search", f"--out={search}", *settings, *SIZE, *flags]),
-        (retrained, ["retrain", str(search), f"--out={retrained}", *settings, *RETRAIN]),
-    ):
-        if (path / "summary.json").exists():
-            continue
-        if (path / "config.yaml").exists():
-            command = [command[0], f"--resume={path}"]
-        da2s(*command)
+def search(out: Path, variant: str, seed: int, flags: list[str]) -> None:
+    """Search, or go on searching, as far as it is not done."""
+    path = folder(out, variant, seed)
+    complete(path, "search", f"--out={path}", *DATA, f"--seed={seed}", *SIZE, *flags)
+
+
+def retrain(out: Path, variant: str, seed: int) -> None:
+    """Train what a search has found from scratch."""
+    found = folder(out, variant, seed)
+    path = found / "retrain"
+    complete(path, "retrain", str(found), f"--out={path}", *DATA, f"--seed={seed}", *RETRAIN)
+
+
+def complete(path: Path, command: str, *arguments: str) -> None:
+    """Run a command whose run folder is `path`, unless it is done; resume it if it was cut off."""
+    if (path / "summary.json").exists():
+        return
+    begun = (path / "config.yaml").exists()
+    da2s(command, *([f"--resume={path}"] if begun else arguments))
 
 
 def row(variant: str, runs: list[Path]) -> str:
@@ -164,9 +169,11 @@ def main() -> None:
     parser.add_argument("--figure", type=Path, help="write the accuracy curves here")
     arguments = parser.parse_args()
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        runs = searches(arguments.seeds).items()
-        jobs = [pool.submit(run, arguments.out, *key, flags) for key, flags in runs]
+        runs = searches(arguments.seeds)
+        jobs = [pool.submit(search, arguments.out, *run, flags) for run, flags in runs.items()]
         for job in jobs:
+            job.result()
+        for job in [pool.submit(retrain, arguments.out, *run) for run in runs]:
             job.result()
     print(table(arguments.out, arguments.seeds))
     if arguments.figure:

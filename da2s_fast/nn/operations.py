@@ -37,6 +37,13 @@ class NormalizedSequential(nn.Sequential):
         *layers, _ = self
         return run_layers(layers, x)
 
+    def forward(self, x: Tensor) -> Tensor:
+        """Output of every module, (N, C_out, H', W')."""
+        if torch.compiler.is_exporting():
+            # Exported programs must run where this package's operators are not installed.
+            return super().forward(x)
+        return self.norm(self.features(x))
+
 
 class _Wrapped(nn.Module):
     """An operation held in `op`, the attribute name that DARTS's state dict keys contain."""

@@ -5,11 +5,13 @@
 and backward keeps x only.
 """
 
+import math
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.flop_counter import register_flop_formula
 
 from da2s_fast.errors import UserError
 from da2s_fast.ops._backend import (
@@ -165,6 +167,51 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 def _double_backward(ctx: Any, *grads: Tensor | None) -> NoReturn:
     refuse_double_backward("separable_conv")
+
+
+@register_flop_formula(torch.ops.da2s_fast.separable_conv)
+def _forward_flops(  # noqa: PLR0917 - the schema's arguments, as shapes
+    x: list[int],
+    spatial: list[int],
+    channel: list[int],
+    stride: int,
+    padding: int,
+    dilation: int,
+    *,
+    out_shape: list[int],
+    **_: Any,
+) -> int:
+    """Two per multiply-add, as torch counts its own convolutions."""
+    out_channels, in_channels = channel[:2]
+    images, _channels, *size = out_shape
+    per_pixel = in_channels * (math.prod(spatial[2:]) + out_channels)
+    return 2 * images * math.prod(size) * per_pixel
+
+
+@register_flop_formula(torch.ops.da2s_fast.separable_conv_backward)
+def _backward_flops(  # noqa: PLR0917 - the schema's arguments, as shapes
+    grad: list[int],
+    x: list[int],
+    spatial: list[int],
+    channel: list[int],
+    stride: int,
+    padding: int,
+    dilation: int,
+    mask: list[bool],
+    **_: Any,
+) -> int:
+    """A convolution's worth for each gradient asked for; what is recomputed does not count."""
+    pixels = grad[0] * math.prod(grad[2:])
+    out_channels, in_channels = channel[:2]
+    depthwise = pixels * in_channels * math.prod(spatial[2:])
+    pointwise = pixels * in_channels * out_channels
+    to_x, to_spatial, to_channel = mask
+    return 2 * (
+        to_x * depthwise
+        + to_spatial * depthwise
+        + (to_x or to_spatial) * pointwise
+        + to_channel * pointwise
+    )
 
 
 torch.library.register_autograd(_FORWARD, _backward, setup_context=_setup_context, lib=LIBRARY)

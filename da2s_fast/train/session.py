@@ -88,6 +88,9 @@ class RetrainSession:
     def step(self) -> tuple[Tensor, Tensor, int]:
         """One update: loss without the auxiliary head's, hits (not synchronized), images."""
         images, labels = self.loader.next_batch()
+        if self.device.type == "cpu":
+            # Depthwise convolutions on CPUs run several times faster with channels last.
+            images = images.contiguous(memory_format=torch.channels_last)
         self.optimizer.zero_grad()
         output = self.model(images)
         logits = output.logits if isinstance(output, TrainingOutput) else output

@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from da2s_fast.errors import UserError
 from da2s_fast.ops import separable_conv
@@ -257,6 +258,22 @@ def test_wrong_shapes():
         separable_conv(x, spatial, channel[:, :3])
     with pytest.raises(UserError, match="odd"):
         separable_conv(x, spatial[..., :2, :2], channel)
+
+
+def counted(function: Callable[[], object]) -> int:
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_operations_are_counted_as_those_of_eager(stride):
+    case = make_case((2, 6, 9, 7), 5, 3, stride)
+    forward = counted(lambda: reference(*case[:3], stride=stride))
+    assert counted(lambda: fused(*case[:3], stride=stride)) == forward > 0
+    # Two convolutions for each one of the forward pass; torch's own formula for the gradient of a
+    # grouped convolution's weight counts as if it were not grouped.
+    assert counted(lambda: evaluate(fused, case)) == 3 * forward
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -21,7 +21,7 @@ logger = logging.getLogger("da2s_fast")
 
 
 def search(
-    data: str | ImageData = "digits",
+    data: str | Path | ImageData = "digits",
     *,
     run_dir: str | Path | None = None,
     progress: bool = True,
@@ -42,7 +42,7 @@ def search(
         UserError: data or settings that cannot be used.
         DivergedError: the loss became NaN or infinite.
     """
-    name = data if isinstance(data, str) else data.name
+    name = data.name if isinstance(data, ImageData) else str(data)
     try:
         wanted = SearchSettings(data=name, **settings)
     except TypeError as error:

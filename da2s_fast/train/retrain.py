@@ -12,20 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from da2s_fast.data import ImageData, load_data
 from da2s_fast.errors import DivergedError
 from da2s_fast.search.monitor import FINITE_CHECK_STEPS, ScalarBoard
 from da2s_fast.search.run_folder import Metrics, RunFolder
 from da2s_fast.spaces import Genotype
+from da2s_fast.terminal import progress_bar
 from da2s_fast.train.counts import count_multiply_adds, count_parameters
 from da2s_fast.train.evaluate import MODEL_FILE, evaluate
 from da2s_fast.train.model_file import DerivedModel, ModelInfo, save_model
@@ -119,22 +112,12 @@ def _load(settings: RetrainSettings) -> ImageData:
 def _run(
     session: RetrainSession, folder: RunFolder | None, history: list[Metrics], progress: bool
 ) -> RetrainResult:
-    columns = (
-        TextColumn("[bold]retrain"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("steps"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
     total = session.epochs * session.loader.steps_per_epoch
     with (
         folder.logging() if folder else nullcontext(),
-        Progress(*columns, disable=not progress) as bar,
+        progress_bar("retrain", shown=progress) as on_step,
     ):
-        task = bar.add_task("retrain", total=total)
-        _run_epochs(session, folder, history, lambda done: bar.update(task, completed=done))
+        _run_epochs(session, folder, history, lambda done: on_step(done, total))
         return _finish(session, folder, history)
 
 

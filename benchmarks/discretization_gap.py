@@ -24,6 +24,7 @@ from matplotlib import pyplot as plt
 
 from da2s_fast.report import RunRecord, load_run
 from da2s_fast.search.discretize import DISCRETE_BETA, DISCRETE_P
+from da2s_fast.search.settings import ARCH_MOVEMENT
 
 # Small enough for two cores: 16x16 images, 3,000 of them, 3 cells of 8 channels with 3 nodes.
 DATA = ["--data=cifar10", "--image_size=16", "--limit=3000"]
@@ -35,6 +36,8 @@ SIZE = [
     "--batch_size=64",
     "--measure_images=500",
 ]
+# Architecture steps (20 epochs of 23) x rate as in the authors' setting.
+SIZE.append(f"--arch_learning_rate={ARCH_MOVEMENT / 460}")
 VARIANTS = {
     "DARTS": ["--method=darts"],
     "DA2S": ["--method=da2s"],

@@ -23,6 +23,13 @@ ARCH_MOVEMENT = 5.85
 """Architecture steps x learning rate in the authors' setting (50 epochs x 390 steps x 3e-4).
 
 Adam moves a parameter by about its rate per step: a shorter search needs a higher one."""
+SMALL_DATA_MOVEMENT = 3 * ARCH_MOVEMENT
+"""The same for small data sets, whose cross-entropy is soon near zero: with little to learn from,
+alpha starts to move late, and some edges would still be undecided at the end."""
+SMALL_DATA, LARGE_DATA = 5_000, 20_000
+"""Training images below and from which a data set counts as small or large."""
+LEAST_STEPS = 660
+"""Steps of a search by default, at least: the weights need time to follow the architecture."""
 
 
 @dataclass
@@ -125,22 +132,20 @@ class SearchSettings:
         images = len(data.train_images)
         half = images // 2
         space = self.search_space()
-        large = images >= 20_000
-        small = images < 5_000
+        large, small = images >= LARGE_DATA, images < SMALL_DATA
         batch = self.batch_size or _batch_size(half, 256 if self.method == "pc-darts" else 64)
         steps = max(half // batch, 1)
-        epochs = self.epochs or (
-            AUTHORS_EPOCHS if large else min(AUTHORS_EPOCHS, max(25, math.ceil(330 / steps)))
-        )
+        least = min(max(25, math.ceil(LEAST_STEPS / steps)), AUTHORS_EPOCHS)
+        epochs = self.epochs or (AUTHORS_EPOCHS if large else least)
         warmup = self._warmup(epochs) if self.warmup is None else self.warmup
         keep = self.keep()
         pc_darts = self.method == "pc-darts"
-        cells = 5 if space.macro == "nas-bench-201" else 8
+        sizes = (2, 2, 5) if space.macro == "nas-bench-201" else (3, 5, 8)
         chosen: dict[str, Any] = {
             "space": space.name,
             "operations": list(space.primitives),
             "nodes": space.nodes,
-            "cells": cells if large else (2 if space.macro == "nas-bench-201" else 5),
+            "cells": sizes[0 if small else 2 if large else 1],
             "channels": 8 if small else 16,
             "partial_channels": 4 if pc_darts else 1,
             "image_size": data.train_images.shape[-1],
@@ -150,7 +155,8 @@ class SearchSettings:
             "batch_size": batch,
             "learning_rate": 0.1 if pc_darts else 0.025,
             "learning_rate_min": 0.0 if pc_darts else 0.001,
-            "arch_learning_rate": ARCH_MOVEMENT / (steps * epochs),
+            "arch_learning_rate": (SMALL_DATA_MOVEMENT if small else ARCH_MOVEMENT)
+            / (steps * epochs),
             "device": _default_device(),
         }
         values = dataclasses.asdict(self)
@@ -193,10 +199,10 @@ class ResolvedSettings(SearchSettings):
 
 
 def _batch_size(half: int, largest: int) -> int:
-    """A power of two that makes at least ten steps of half the training set, from 4 on."""
+    """A power of two that makes at least twenty steps of half the training set, from 4 on."""
     if half < 8:
         return max(half, 1)
-    return min(largest, max(4, 2 ** int(math.log2(max(half // 10, 1)))))
+    return min(largest, max(4, 2 ** int(math.log2(max(half // 20, 1)))))
 
 
 def _default_device() -> str:

@@ -21,6 +21,7 @@ from statistics import mean, stdev
 
 import matplotlib
 from matplotlib import pyplot as plt
+from matplotlib.ticker import MaxNLocator
 
 from da2s_fast.report import RunRecord, load_run
 from da2s_fast.search.discretize import DISCRETE_BETA, DISCRETE_P
@@ -142,9 +143,10 @@ def figure(out: Path, seeds: int, path: Path) -> None:
             record = load_run(folder(out, variant, seed))
             draw(axis, record, labelled=seed == 0)
         axis.set(title=variant, xlabel="epoch")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("accuracy, %")
-    axes[-1].legend(frameon=False, loc="center right")
+    axes[0].legend(frameon=False, loc="center right")
     canvas.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     canvas.savefig(path, metadata={"Date": None})

@@ -133,7 +133,8 @@ class SearchSettings:
         half = images // 2
         space = self.search_space()
         large, small = images >= LARGE_DATA, images < SMALL_DATA
-        batch = self.batch_size or _batch_size(half, 256 if self.method == "pc-darts" else 64)
+        largest = 256 if self.method == "pc-darts" else 64
+        batch = self.batch_size or _batch_size(half, 32 if small else largest)
         steps = max(half // batch, 1)
         least = min(max(25, math.ceil(LEAST_STEPS / steps)), AUTHORS_EPOCHS)
         epochs = self.epochs or (AUTHORS_EPOCHS if large else least)
@@ -199,10 +200,10 @@ class ResolvedSettings(SearchSettings):
 
 
 def _batch_size(half: int, largest: int) -> int:
-    """A power of two that makes at least twenty steps of half the training set, from 4 on."""
+    """A power of two that makes at least ten steps of half the training set, from 4 on."""
     if half < 8:
         return max(half, 1)
-    return min(largest, max(4, 2 ** int(math.log2(max(half // 20, 1)))))
+    return min(largest, max(4, 2 ** int(math.log2(max(half // 10, 1)))))
 
 
 def _default_device() -> str:

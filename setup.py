@@ -17,7 +17,9 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest.mock import patch
 
 from setuptools import Extension, find_packages, setup
 
@@ -29,6 +31,8 @@ CPU_FLAGS = ["-O3", "-g0", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unus
 ISA_FLAGS = {"portable": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
     ISA_FLAGS["avx2"] = ["-mavx2", "-mfma"]
+    ISA_FLAGS["avx512"] = [f"-mavx512{part}" for part in ("f", "vl", "bw", "dq")]
+    ISA_FLAGS["avx512"] += ["-mprefer-vector-width=512", *ISA_FLAGS["avx2"]]
 CUDA_ARCHITECTURES = ("80", "90", "100")
 
 
@@ -69,7 +73,7 @@ def sources(pattern: str) -> list[str]:
 
 def cpu_extension() -> Extension:
     """Return the operator library for CPUs, without its *.simd.cpp sources."""
-    plain = [path for path in sources("cpu/*.cpp") if not path.endswith(".simd.cpp")]
+    plain = [path for path in sources("cpu/**/*.cpp") if not path.endswith(".simd.cpp")]
     return CppExtension(
         "da2s_fast._cpu",
         ["csrc/registration.cpp", *plain],
@@ -153,17 +157,26 @@ class BuildCompiled(BuildExtension):
 
     def build_extension(self, extension: Extension) -> None:
         """Compile the *.simd.cpp of the CPU library once per instruction set, then the rest."""
-        simd = sources("cpu/*.simd.cpp")
-        if extension.name == "da2s_fast._cpu" and simd:
-            for isa, flags in ISA_FLAGS.items():
-                extension.extra_objects += self.compiler.compile(
-                    simd,
-                    output_dir=f"{self.build_temp}/{isa}",
-                    include_dirs=extension.include_dirs,
-                    extra_postargs=[*CPU_FLAGS, f"-DDA2S_ISA={isa}", *flags],
-                    depends=extension.depends,
-                )
+        if extension.name == "da2s_fast._cpu":
+            # The instruction sets side by side, each with its share of the processors; torch's
+            # build asks the environment how many compilers it may start.
+            jobs = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
+            share = {"MAX_JOBS": str(max(1, jobs // len(ISA_FLAGS)))}
+            workers = min(jobs, len(ISA_FLAGS))
+            with patch.dict(os.environ, share), ThreadPoolExecutor(workers) as pool:
+                for objects in pool.map(lambda isa: self._compile_simd(extension, isa), ISA_FLAGS):
+                    extension.extra_objects += objects
         super().build_extension(extension)
+
+    def _compile_simd(self, extension: Extension, isa: str) -> list[str]:
+        """Compile the inner loops for one instruction set; return the objects."""
+        return self.compiler.compile(
+            sources("cpu/**/*.simd.cpp"),
+            output_dir=f"{self.build_temp}/{isa}",
+            include_dirs=extension.include_dirs,
+            extra_postargs=[*CPU_FLAGS, f"-DDA2S_ISA={isa}", *ISA_FLAGS[isa]],
+            depends=extension.depends,
+        )
 
     def copy_extensions_to_source(self) -> None:
         """Copy the record beside the extensions of an editable install, and no stale library."""

@@ -20,17 +20,18 @@ constexpr const char* kCompiler = "unknown";
 #endif
 
 py::dict build_info() {
-  py::list instruction_sets;
-  instruction_sets.append(da2s_fast::isa_name(da2s_fast::Isa::portable));
-#ifdef DA2S_HAS_AVX2
-  instruction_sets.append(da2s_fast::isa_name(da2s_fast::Isa::avx2));
-#endif
+  py::list instruction_sets, usable;
+  for (const da2s_fast::Isa isa : da2s_fast::kCompiledIsas) {
+    instruction_sets.append(da2s_fast::isa_name(isa));
+    if (da2s_fast::isa_runs_here(isa)) usable.append(da2s_fast::isa_name(isa));
+  }
   py::dict info;
   info["compiler"] = kCompiler;
   info["cxx_standard"] = static_cast<long>(__cplusplus);
   info["flags"] = DA2S_FLAGS;
   info["torch"] = DA2S_TORCH_VERSION;
   info["instruction_sets"] = instruction_sets;
+  info["usable_instruction_sets"] = usable;
   return info;
 }
 
@@ -38,8 +39,10 @@ py::dict build_info() {
 
 PYBIND11_MODULE(_build_info, module) {
   module.doc() = "Build information and the instruction set chosen for this process.";
-  module.def("build_info", &build_info,
-             "Compiler, C++ standard, flags, torch version built against, instruction sets.");
+  module.def(
+      "build_info", &build_info,
+      "Compiler, C++ standard, flags, torch version built against, instruction sets compiled "
+      "and usable on this processor.");
   module.def(
       "instruction_set", [] { return std::string(da2s_fast::isa_name(da2s_fast::chosen_isa())); },
       "The instruction set in use; RuntimeError if DA2S_ISA asks for one that cannot run here.");

@@ -67,8 +67,9 @@ def build_info() -> dict[str, Any]:
 
     Returns:
         "compiler", "cxx_standard", "flags", "torch" (the version built against),
-        "instruction_sets" (compiled) and "instruction_set" (chosen for this process); only
-        "problem", a sentence, where this cannot be told.
+        "instruction_sets" (compiled, the best last), "usable_instruction_sets" (those of them that
+        this processor runs) and "instruction_set" (chosen for this process); only "problem", a
+        sentence, where this cannot be told.
     """
     problem = _problem("_build_info")
     if problem:

@@ -280,6 +280,7 @@ def test_info_tells_of_every_backend(capsys: pytest.CaptureFixture) -> None:
         assert line.split()[1] in ("yes", "no")
         assert len(line.split()) > 3
     assert "instruction set" in out or "problem" in out
+    assert "workspace bytes" in out
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -14,6 +14,7 @@ from rich.text import Text
 from da2s_fast import __version__
 from da2s_fast.backends import backend_report, build_info
 from da2s_fast.commands.output import result_console
+from da2s_fast.ops import workspace_bytes
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -34,7 +35,7 @@ def run(arguments: Namespace) -> None:
     build = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for title in ("build", ""):
         build.add_column(title)
-    for name, value in build_info().items():
+    for name, value in {**build_info(), "workspace_bytes": workspace_bytes()}.items():
         text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
         build.add_row(name.replace("_", " "), text)
     screen.print(build)

@@ -8,6 +8,7 @@ from da2s_fast.ops.discretization_loss import (
 )
 from da2s_fast.ops.mixed_sum import mixed_sum
 from da2s_fast.ops.separable_conv import separable_conv
+from da2s_fast.ops.workspace import release_workspaces, workspace_bytes
 
 __all__ = [
     "DiscretizationLoss",
@@ -15,5 +16,7 @@ __all__ = [
     "edge_strength",
     "mixed_sum",
     "operation_strength",
+    "release_workspaces",
     "separable_conv",
+    "workspace_bytes",
 ]

@@ -1,0 +1,16 @@
+"""A training step of the derived network of DARTS's published genotype: forward and backward."""
+
+import pytest
+
+from benchmarks.bench_super_network import run
+from benchmarks.cases import Derived, all_rows
+from benchmarks.measure import DEVICES
+from benchmarks.tables import results_table
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def bench_derived_network(benchmark, options, publish, device):
+    case = Derived()
+    found = run(benchmark, options, case, all_rows(case), device)
+    title = f"derived network (DARTS V2), C={case.channels}, L={case.cells}, 32x32"
+    publish(results_table(f"{title}, batch {options.batch}, {device}", found))

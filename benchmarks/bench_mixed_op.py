@@ -1,0 +1,20 @@
+"""One MixedOp as a drop-in for DARTS-family code: output, gradients of input, p and weights."""
+
+import pytest
+
+from benchmarks.bench_super_network import run
+from benchmarks.cases import Edge, all_rows
+from benchmarks.measure import DEVICES
+from benchmarks.tables import results_table
+
+SIZES = {16: 32, 32: 16, 64: 8}  # channels and image size of the three stages
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("channels", SIZES)
+def bench_mixed_op(benchmark, options, publish, channels, stride, device):  # noqa: PLR0917
+    case = Edge(channels, stride, SIZES[channels])
+    found = run(benchmark, options, case, all_rows(case), device)
+    title = f"MixedOp, 8 operations, C={channels}, {SIZES[channels]}x{SIZES[channels]}"
+    publish(results_table(f"{title}, stride {stride}, batch {options.batch}, {device}", found))

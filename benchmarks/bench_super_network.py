@@ -1,0 +1,61 @@
+"""Forward and backward of the full super-networks: eager in two layouts, and ours.
+
+The architecture step alone and the weight step alone compute half of the gradients; they stand
+against the full backward of eager PyTorch, which is what the public code runs in either step.
+"""
+
+import pytest
+
+from benchmarks import exactness
+from benchmarks.cases import EAGER, EAGER_CHANNELS_LAST, all_rows, half_steps, our_rows
+from benchmarks.measure import DEVICES
+from benchmarks.networks import DA2S, NAS_BENCH_201, PC_DARTS, TITLES
+from benchmarks.results import Measurement
+from benchmarks.rounds import Job, measure
+from benchmarks.tables import results_table, seconds
+
+EPOCH_IMAGES = 25_000  # half of CIFAR-10's training set teaches the weights
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("case", [DA2S, PC_DARTS], ids=["da2s", "pc-darts"])
+def bench_super_network(benchmark, options, publish, case, device):
+    rows = [*all_rows(case), *half_steps(our_rows(case))]
+    found = run(benchmark, options, case, rows, device)
+    table = results_table(f"{TITLES[case]}, batch {options.batch}, {device}", found)
+    table.notes += epoch_notes(found, options.batch)
+    publish(table)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def bench_nas_bench_201(benchmark, options, publish, device):
+    found = run(benchmark, options, NAS_BENCH_201, all_rows(NAS_BENCH_201), device)
+    title = f"{TITLES[NAS_BENCH_201]}, batch {options.batch}, {device}"
+    publish(results_table(title, found))
+
+
+def run(benchmark, options, case, rows, device) -> Measurement:
+    """Compare, then measure."""
+    benchmark.group = "interleaved rounds of all rows"
+    exactness.check(case, rows, device)
+    jobs = [Job(case, row, options.batch, device) for row in rows]
+    return measure(benchmark, jobs, rounds=options.rounds, device=device)
+
+
+def epoch_notes(found: Measurement, batch: int) -> list[str]:
+    """An epoch of the search on CIFAR-10: as many architecture steps as weight steps."""
+    steps = EPOCH_IMAGES // batch
+    epochs = {}
+    for row in (EAGER, EAGER_CHANNELS_LAST):
+        if result := found.result(row.name):
+            epochs[row.name] = 2 * result.median
+    for result in found.results:
+        name = result.row.name.removesuffix(", architecture step")
+        if name != result.row.name and (weights := found.result(f"{name}, weight step")):
+            epochs[name] = result.median + weights.median
+    times = "; ".join(f"{name} {seconds(steps * step)}" for name, step in epochs.items())
+    return [
+        f"a CIFAR-10 search epoch, extrapolated, not measured: {steps} architecture steps and "
+        f"{steps} weight steps of the medians above (eager: two full backwards each time), "
+        f"without data and optimizers: {times}"
+    ]

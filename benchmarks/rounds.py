@@ -1,0 +1,117 @@
+"""Interleaved rounds: every round measures the machine's limits and then each row once.
+
+Whatever disturbs the machine meanwhile disturbs all rows alike, and ratios are taken within a
+round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+from benchmarks import exactness
+from benchmarks.cases import Case, Row
+from benchmarks.limits import Limits, Rates
+from benchmarks.operations import operations
+from benchmarks.process import Process, RowFailed
+from benchmarks.results import Measurement, Result
+
+_ENOUGH_SECONDS, _MOST_ROUNDS = 10, 30
+
+
+class Job:
+    """One row of a table, to be measured.
+
+    Args:
+        case: what is computed.
+        row: by whom.
+        batch: images per step.
+        device: "cpu" or "cuda".
+        build: returns the subject, in the process that measures it; the case's by default.
+    """
+
+    def __init__(
+        self,
+        case: Case,
+        row: Row,
+        batch: int,
+        device: str = "cpu",
+        build: Callable[[], Any] | None = None,
+    ) -> None:
+        self.case, self.row, self.batch = case, row, batch
+        self.build = build or partial(case.subject, row, device)
+        self.result = Result(
+            row, batch * operations(case, row.wanted), batch * case.least_bytes(row.wanted)
+        )
+
+
+def measure(
+    benchmark: Any,
+    jobs: Sequence[Job],
+    *,
+    rounds: int,
+    device: str,
+    ready: Mapping[str, Process] | None = None,
+) -> Measurement:
+    """Prepare all rows, then time them in turn.
+
+    Args:
+        benchmark: pytest-benchmark's fixture; it counts the rounds and keeps all numbers.
+        jobs: the rows.
+        rounds: at least so many; more where they are short.
+        device: "cpu" or "cuda".
+        ready: by a row's name, a process that was prepared (or failed) already.
+
+    Raises:
+        Mismatch: rows do not compute the same at full size.
+        RowFailed: one of ours could not be measured.
+    """
+    with ExitStack() as stack:
+
+        def start(build: Callable[[], Any]) -> Process:
+            process = Process(build)
+            stack.callback(process.close)
+            return process
+
+        limits = start(partial(Limits, device))
+        running: list[tuple[Process, Job]] = []
+        for job in jobs:
+            if job.result.failure:
+                continue
+            process = (ready or {}).get(job.row.name) or start(job.build)
+            try:
+                job.result.prepared = job.result.prepared or process.call("prepare", job.batch)
+                running.append((process, job))
+            except RowFailed as failure:
+                process.close()
+                if job.row.engine == "ours":
+                    raise
+                job.result.failure = str(failure)
+        _check(jobs)
+        rates: list[Rates] = []
+
+        def one_round() -> None:
+            rates.append(limits.call("measure"))
+            # Another row begins each time: none always follows the same one.
+            shift = len(rates) % max(len(running), 1)
+            for process, job in running[shift:] + running[:shift]:
+                job.result.seconds.append(process.call("measure", job.batch))
+
+        one = sum(job.result.prepared.seconds for _, job in running if job.result.prepared)
+        count = max(rounds, min(_MOST_ROUNDS, int(_ENOUGH_SECONDS / max(one, 0.3 * len(jobs)))))
+        benchmark.pedantic(one_round, rounds=count)
+    found = Measurement([job.result for job in jobs], rates)
+    benchmark.extra_info.update(found.as_json())
+    return found
+
+
+def _check(jobs: Sequence[Job]) -> None:
+    """Rows of one case at one batch must agree."""
+    groups: dict[tuple[Case, int], list[Job]] = {}
+    for job in jobs:
+        groups.setdefault((job.case, job.batch), []).append(job)
+    for group in groups.values():
+        prepared = {job.row.name: job.result.prepared for job in group if job.result.prepared}
+        exactness.check_full_size(prepared, [job.row for job in group])

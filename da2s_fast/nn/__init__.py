@@ -5,6 +5,7 @@ from da2s_fast.nn.cell import Cell, Mixture
 from da2s_fast.nn.mixed_op import DARTS_PRIMITIVES, MixedOp
 from da2s_fast.nn.operations import OPERATIONS, create_operation, register_operation
 from da2s_fast.nn.super_network import DenseCell, NasBench201SuperNetwork, SuperNetwork
+from da2s_fast.ops import use_backend
 
 __all__ = [
     "DARTS_PRIMITIVES",
@@ -19,4 +20,5 @@ __all__ = [
     "SuperNetwork",
     "create_operation",
     "register_operation",
+    "use_backend",
 ]

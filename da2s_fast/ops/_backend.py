@@ -1,6 +1,8 @@
 """What the fused operations share: their library of schemas and the choice of a backend."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import NoReturn
 
 import torch
@@ -34,9 +36,29 @@ def has_kernel(operator: str, device_type: str) -> bool:
 def refuse_double_backward(name: str) -> NoReturn:
     """Say, from within a backward formula, that an operation cannot be differentiated twice."""
     raise RuntimeError(
-        f"the fused {name} has no second derivative; pass backend='{REFERENCE}' to {name} "
-        "to differentiate twice"
+        f"the fused {name} has no second derivative; pass backend='{REFERENCE}' to {name}, or "
+        f"compute modules inside `with da2s_fast.nn.use_backend('{REFERENCE}')`, to differentiate "
+        "twice"
     )
+
+
+_CHOSEN: ContextVar[str | None] = ContextVar("backend", default=None)
+
+
+@contextmanager
+def use_backend(backend: str | None) -> Iterator[None]:
+    """Inside, fused operations that are asked for no backend use this one.
+
+    "reference" computes in plain PyTorch, module by module: for comparisons, and to differentiate
+    twice. "cpu" raises a UserError that says why where a compiled operator cannot run, instead of
+    turning to the reference. Holds for this thread; what torch.compile compiled keeps the backend
+    that was chosen then.
+    """
+    token = _CHOSEN.set(backend)
+    try:
+        yield
+    finally:
+        _CHOSEN.reset(token)
 
 
 def choose_backend(name: str, requested: str | None, reasons: Mapping[str, str | None]) -> str:
@@ -44,12 +66,14 @@ def choose_backend(name: str, requested: str | None, reasons: Mapping[str, str |
 
     Args:
         name: the operation, for messages.
-        requested: what the caller asked for; None for the first that can run.
+        requested: what the caller asked for; None for what `use_backend` chose, else for the
+            first that can run.
         reasons: for every fused backend, best first, why it cannot run; None where it can.
 
     Raises:
         UserError: the backend asked for is unknown or cannot run.
     """
+    requested = requested or _CHOSEN.get()
     if requested is None:
         return next((key for key, reason in reasons.items() if reason is None), REFERENCE)
     if requested == REFERENCE:

@@ -1,8 +1,9 @@
 """The cell: every edge, every candidate, preprocessing and node sums as one operation.
 
-So far its staged reference and its costs, which the kernels are going to be written from:
-
+- `function`: `cell` itself with its checks and the choice of a backend; `operator`: what torch
+  knows of it; `memory`: whether to keep or to compute again what backward needs;
 - `plan`: the cell as data, edges grouped into bundles;
-- `reference`: forward and backward in stages, with `bundle`, `norm` and `convolutions`;
+- `reference`: forward and backward in stages, the explanation of the kernels, with `bundle`, `norm`
+  and `convolutions`;
 - `cost`: least operations and bytes of every stage.
 """

@@ -3,8 +3,8 @@
 A stage ends where BatchNorm needs the whole batch (a barrier): no work behind it can start for
 any image before the last image is through.
 
-    1  ReLU and pools once; per edge depthwise, pointwise -> z of pools, dilated convolutions and
-       skips, z1 of separable ones                                | barrier: their statistics
+    1  ReLU and pools once; per edge depthwise, pointwise -> z of pools, dilated and dense
+       convolutions and skips, z1 of separable convolutions       | barrier: their statistics
     2  separable: normalize z1, ReLU, depthwise, pointwise -> z   | barrier: their statistics
 """
 
@@ -15,9 +15,16 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from da2s_fast.ops.cell.convolutions import bypass, depthwise, factorized_reduce, pointwise, pool
-from da2s_fast.ops.cell.norm import Statistics, batch_statistics, normalized
-from da2s_fast.ops.cell.plan import CONVS, NONE, POOLS, SKIP, CellPlan
+from da2s_fast.ops.cell.convolutions import (
+    bypass,
+    dense,
+    depthwise,
+    factorized_reduce,
+    pointwise,
+    pool,
+)
+from da2s_fast.ops.cell.norm import EPS, Statistics, batch_statistics, normalized
+from da2s_fast.ops.cell.plan import CONVS, DENSE, NONE, POOLS, SKIP, CellPlan
 
 Key = tuple[int, str]
 """(edge, operation)."""
@@ -42,8 +49,13 @@ class Bundle:
     bypassed: tuple[Tensor, Tensor | None] | None = None
 
 
-def forward(
-    plan: CellPlan, source: int, state: Tensor, weights: Sequence[Tensor], norms: Norms
+def forward(  # noqa: PLR0917 - the cell, then the tensors
+    plan: CellPlan,
+    source: int,
+    state: Tensor,
+    weights: Sequence[Tensor],
+    norms: Norms,
+    eps: float = EPS,
 ) -> Bundle:
     """Both stages; takes missing statistics from the batch at each barrier."""
     mixed = plan.mixed_channels
@@ -52,12 +64,12 @@ def forward(
     for (edge, operation), z in (bundle.z | bundle.z1).items():
         slot = plan.norm_slots[edge, operation]
         if slot.start < slot.stop and norms[slot.start] is None:
-            norms[slot.start] = batch_statistics(z)
+            norms[slot.start] = batch_statistics(z, eps)
     _stage2(plan, bundle, weights, norms)
     for edge, operation in bundle.z1:
         last = plan.norm_slots[edge, operation].stop - 1
         if norms[last] is None:
-            norms[last] = batch_statistics(bundle.z[edge, operation])
+            norms[last] = batch_statistics(bundle.z[edge, operation], eps)
     return bundle
 
 
@@ -65,11 +77,12 @@ def _stage1(plan: CellPlan, bundle: Bundle, weights: Sequence[Tensor]) -> None:
     edges = plan.bundle(bundle.source)
     stride = edges[0].stride
     relu = bundle.x.relu()
-    bundle.pools = {o: pool(bundle.x, o, stride) for o in plan.operations if o in POOLS}
+    wanted = {operation for edge in edges for operation in plan.candidates(edge)}
+    bundle.pools = {o: pool(bundle.x, o, stride) for o in POOLS if o in wanted}
     if plan.partial_channels > 1:
         bundle.bypassed = bypass(bundle.rest, stride)
     for edge in edges:
-        for operation in plan.operations:
+        for operation in plan.candidates(edge):
             key = (edge.row, operation)
             own = weights[plan.weight_slots[key]]
             if operation in POOLS:
@@ -78,6 +91,8 @@ def _stage1(plan: CellPlan, bundle: Bundle, weights: Sequence[Tensor]) -> None:
                 bundle.z[key] = bundle.x if stride == 1 else factorized_reduce(relu, *own)
             elif operation == NONE:
                 bundle.z[key] = bundle.x[:, :, ::stride, ::stride].mul(0.0)
+            elif operation in DENSE:
+                bundle.z[key] = dense(relu, own[0], stride)
             else:
                 conv = CONVS[operation]
                 out = pointwise(depthwise(relu, own[0], conv, stride), own[1])

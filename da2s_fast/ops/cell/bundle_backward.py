@@ -19,14 +19,16 @@ from torch import Tensor
 from da2s_fast.ops.cell.bundle import Bundle, Key, Norms, known
 from da2s_fast.ops.cell.convolutions import (
     bypass_backward,
+    dense_backward,
     depthwise,
     depthwise_backward,
     factorized_reduce_backward,
     pointwise_backward,
     pool_backward,
+    relu_backward,
 )
 from da2s_fast.ops.cell.norm import Statistics, Sums, gradient_sums, input_gradient, normalized
-from da2s_fast.ops.cell.plan import CONVS, NONE, POOLS, SKIP, CellPlan
+from da2s_fast.ops.cell.plan import CONVS, DENSE, NONE, POOLS, SKIP, CellPlan
 
 
 class BundleBackward:
@@ -74,7 +76,7 @@ class BundleBackward:
         sums = self._stage1(mixed)
         inner = self._stage2(scale, mixed, sums)
         self._stage3(inner)
-        self.state += self.relu_gradient * (self.bundle.x > 0)
+        self.state += relu_backward(self.relu_gradient, self.bundle.x)
         if self.bundle.bypassed is not None:
             self._bypass(g, node_gradients)
 
@@ -111,10 +113,16 @@ class BundleBackward:
                 self.state += gradient
             elif operation == SKIP:
                 self._factorized_reduce(key, gradient)
+            elif operation in DENSE:
+                at = self.plan.weight_slots[key].start
+                reached, self.weight_gradients[at] = dense_backward(
+                    gradient, self.relu, self.weights[at], self.stride
+                )
+                self.relu_gradient += reached
             elif key in self.bundle.z1:
                 middle = normalized(self.bundle.z1[key], self._first_norm(key))
                 reached = self._convolution(key, gradient, middle.relu(), second_half=True)
-                inner[key] = reached * (middle > 0)
+                inner[key] = relu_backward(reached, middle)
             else:
                 self.relu_gradient += self._convolution(key, gradient, self.relu)
         for name, (_, indices) in self.bundle.pools.items():

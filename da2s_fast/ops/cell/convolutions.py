@@ -93,6 +93,23 @@ def factorized_reduce_backward(
     return grad_x + shifted_backward(grad_moved, x), grad_first, grad_second
 
 
+def dense(x: Tensor, weight: Tensor, stride: int) -> Tensor:
+    """(N, C_in, H, W) with (C_out, C_in, k, k), k odd; keeps the size at stride 1."""
+    return F.conv2d(x, weight, None, stride, weight.shape[-1] // 2)
+
+
+def dense_backward(
+    gradient: Tensor, x: Tensor, weight: Tensor, stride: int
+) -> tuple[Tensor, Tensor]:
+    """dL/dx and dL/dweight."""
+    return _backward(gradient, x, weight, Geometry(stride, weight.shape[-1] // 2, 1, 1))
+
+
+def relu_backward(gradient: Tensor, x: Tensor) -> Tensor:
+    """dL/dx: nothing where x <= 0; NaN lets gradients through, as in torch."""
+    return torch.ops.aten.threshold_backward(gradient, x, 0)
+
+
 def pool(x: Tensor, operation: str, stride: int) -> tuple[Tensor, Tensor | None]:
     """The pooled tensor and, for max pools, where each maximum came from."""
     if operation.startswith("max"):

@@ -9,9 +9,10 @@ needed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from da2s_fast.ops.cell.plan import CONVS, POOLS, SKIP, CellPlan, EdgePlan
+from da2s_fast.ops.cell.plan import CONVS, DENSE, NONE, POOLS, SKIP, CellPlan, EdgePlan
 from da2s_fast.ops.cell.reference import Memory
 
 
@@ -34,10 +35,12 @@ class Stage(NamedTuple):
 class _Counter:
     """Counts per image; `stage` scales to the batch."""
 
-    def __init__(self, plan: CellPlan, batch: int, inputs: tuple[Size, Size], element: int) -> None:
+    def __init__(
+        self, plan: CellPlan, batch: int, inputs: Sequence[Size], element: int = 4
+    ) -> None:
         self.plan, self.batch, self.inputs, self.element = plan, batch, inputs, element
-        # Behind the preprocessing both inputs have the second one's size.
-        height, width = inputs[1].height, inputs[1].width
+        # Behind the preprocessing all inputs have the last one's size.
+        height, width = inputs[-1].height, inputs[-1].width
         self.before = height * width
         self.after = -(-height // 2) * -(-width // 2) if plan.reduction else self.before
 
@@ -47,8 +50,10 @@ class _Counter:
     def stage(self, name: str, multiply_adds: int, elements: int) -> Stage:
         return Stage(name, 2 * self.batch * multiply_adds, self.batch * elements * self.element)
 
-    def preprocess_macs(self) -> int:
-        return sum(size.channels * self.plan.channels * self.before for size in self.inputs)
+    def preprocess_macs(self, position: int) -> int:
+        if self.plan.preprocess[position] == "identity":
+            return 0
+        return self.inputs[position].channels * self.plan.channels * self.before
 
     def half_macs(self, operation: str) -> int:
         """One depthwise and pointwise convolution; both halves write `after` pixels."""
@@ -59,33 +64,44 @@ class _Counter:
         plan, c = self.plan, self.plan.mixed_channels
         total = 0
         for edge in edges:
-            for operation in plan.operations:
+            for operation in plan.candidates(edge):
                 if operation in CONVS:
                     total += self.half_macs(operation)
+                elif operation in DENSE:
+                    total += c * c * DENSE[operation] ** 2 * self.after
                 elif operation == SKIP and edge.stride == 2:
                     total += c * c * self.after
         return total
 
     def second_macs(self, edges: list[EdgePlan]) -> int:
-        twice = [o for o in self.plan.operations if o in CONVS and CONVS[o].twice]
-        return len(edges) * sum(self.half_macs(operation) for operation in twice)
+        return sum(
+            self.half_macs(operation)
+            for edge in edges
+            for operation in self.plan.candidates(edge)
+            if operation in CONVS and CONVS[operation].twice
+        )
 
     def tensors(self, edges: list[EdgePlan]) -> tuple[int, int, int]:
         """Number of z of the edges' own, of z1, and of pooled tensors shared by the bundle."""
         plan = self.plan
         own = sum(
-            operation in CONVS or (operation == SKIP and edge.stride == 2)
+            operation in CONVS or operation in DENSE or (operation == SKIP and edge.stride == 2)
             for edge in edges
-            for operation in plan.operations
+            for operation in plan.candidates(edge)
         )
-        halves = len(edges) * sum(o in CONVS and CONVS[o].twice for o in plan.operations)
-        return own, halves, sum(operation in POOLS for operation in plan.operations)
+        halves = sum(
+            operation in CONVS and CONVS[operation].twice
+            for edge in edges
+            for operation in plan.candidates(edge)
+        )
+        pools = {o for edge in edges for o in plan.candidates(edge) if o in POOLS}
+        return own, halves, len(pools)
 
 
 def stages(
     plan: CellPlan,
     batch: int,
-    inputs: tuple[Size, Size],
+    inputs: Sequence[Size],
     *,
     memory: Memory = "save",
     element: int = 4,
@@ -95,14 +111,15 @@ def stages(
     Args:
         plan: the cell.
         batch: N.
-        inputs: sizes of the outputs of the last cell but one and of the last cell.
+        inputs: sizes of the cell's inputs, one or two.
         memory: recompute adds the forward stages of every bundle to its backward.
         element: bytes per number.
     """
     count = _Counter(plan, batch, inputs, element)
-    raw = sum(size.channels * size.height * size.width for size in inputs)
-    ready = plan.inputs * plan.channels * count.before
-    macs = count.preprocess_macs()
+    prepared = [inputs[position] for position in plan.preprocess_norms]
+    raw = sum(size.channels * size.height * size.width for size in prepared)
+    ready = len(prepared) * plan.channels * count.before
+    macs = sum(count.preprocess_macs(position) for position in range(plan.inputs))
     found = [count.stage("preprocess", macs, raw + ready)]
     forward: dict[int, list[Stage]] = {}
     backward: list[Stage] = []
@@ -150,6 +167,43 @@ def _node(plan: CellPlan, count: _Counter, state: int) -> Stage:
     """Reads every z of its edges once, writes the node."""
     edges = plan.entering(state)
     c = plan.mixed_channels
-    read = len(edges) * sum(operation != "none" for operation in plan.operations) * c * count.after
+    read = sum(o != NONE for edge in edges for o in plan.candidates(edge)) * c * count.after
     rest = len(edges) * (plan.channels - c) * count.after
     return count.stage(f"node {state}", 0, read + rest + plan.channels * count.after)
+
+
+def forward_operations(plan: CellPlan, batch: int, inputs: Sequence[Size]) -> int:
+    """Operations of a forward pass."""
+    count = _Counter(plan, batch, inputs)
+    macs = sum(count.preprocess_macs(position) for position in range(plan.inputs))
+    macs += sum(_bundle_macs(count, state) for state in plan.states)
+    return 2 * batch * macs
+
+
+def backward_operations(
+    plan: CellPlan, batch: int, inputs: Sequence[Size], wanted: Sequence[bool], weights: bool
+) -> int:
+    """Operations of a backward pass: one convolution's worth per gradient that is needed.
+
+    Args:
+        plan: the cell.
+        batch: N.
+        inputs: sizes of the cell's inputs, one or two.
+        wanted: whether each input's gradient is asked for.
+        weights: whether those of the weights are.
+    """
+    count = _Counter(plan, batch, inputs)
+    macs = 0
+    for position, kind in enumerate(plan.preprocess):
+        macs += (wanted[position] + weights) * count.preprocess_macs(position)
+        # Only what lies before an input's state can need the gradient of that state.
+        needed = wanted[position] or (weights and kind != "identity")
+        macs += (needed + weights) * _bundle_macs(count, position)
+    # The gradients of p need those of all nodes.
+    macs += sum((1 + weights) * _bundle_macs(count, state) for state in plan.states[plan.inputs :])
+    return 2 * batch * macs
+
+
+def _bundle_macs(count: _Counter, state: int) -> int:
+    edges = count.plan.bundle(state)
+    return count.first_macs(edges) + count.second_macs(edges)

@@ -17,17 +17,18 @@ class Statistics(NamedTuple):
     mean: Tensor
     variance: Tensor
     of_batch: bool
+    eps: float = EPS
 
     @property
     def rstd(self) -> Tensor:
         """1 / sqrt(variance + eps), (C,)."""
-        return torch.rsqrt(self.variance + EPS)
+        return torch.rsqrt(self.variance + self.eps)
 
 
-def batch_statistics(z: Tensor) -> Statistics:
+def batch_statistics(z: Tensor, eps: float = EPS) -> Statistics:
     """Statistics of (N, C, H, W): needs all of z, hence a barrier behind the stage that made z."""
     variance, mean = torch.var_mean(z, _OVER, correction=0)
-    return Statistics(mean, variance, True)
+    return Statistics(mean, variance, True, eps)
 
 
 def normalized(z: Tensor, statistics: Statistics) -> Tensor:

@@ -6,13 +6,19 @@ both pools are computed once per bundle instead of once per edge.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from typing import Literal, NamedTuple, get_args
 
-PreprocessKind = Literal["conv", "reduce"]
-"""conv: ReLU, 1x1 convolution, BatchNorm. reduce: FactorizedReduce."""
+from da2s_fast.errors import UserError
+
+PreprocessKind = Literal["identity", "conv", "reduce"]
+"""identity: the input itself is the state. conv: ReLU, 1x1 convolution, BatchNorm. reduce:
+FactorizedReduce. In the order of their codes."""
+
+Active = tuple[tuple[int, ...], ...]
+"""Per edge the indices of the operations to run, ascending."""
 
 
 class Conv(NamedTuple):
@@ -35,9 +41,13 @@ CONVS = {
     "dil_conv_3x3": Conv(3, 2, False),
     "dil_conv_5x5": Conv(5, 2, False),
 }
+DENSE = {"nor_conv_1x1": 1, "nor_conv_3x3": 3}
+"""ReLU, dense k x k, BatchNorm: name -> k."""
 POOLS = ("max_pool_3x3", "avg_pool_3x3")
 SKIP, NONE = "skip_connect", "none"
-KNOWN = (NONE, SKIP, *POOLS, *CONVS)
+KNOWN = (NONE, SKIP, *POOLS, *CONVS, *DENSE)
+"""In the order of their codes."""
+_KINDS: tuple[PreprocessKind, ...] = get_args(PreprocessKind)
 
 
 class EdgePlan(NamedTuple):
@@ -58,16 +68,52 @@ class CellPlan:
         operations: the candidates, all of them in `KNOWN`.
         nodes: intermediate nodes.
         reduction: whether edges that leave the inputs have stride 2.
-        preprocess: how each of the two inputs is preprocessed.
+        preprocess: how each input, one or two, is preprocessed.
         partial_channels: K, mix the first C/K channels only.
+        output_nodes: how many nodes, counted from the last, make the output; all by default.
+        pool_norm: whether a BatchNorm follows every pool.
+        active: the operations to run; all by default. An edge without any contributes nothing,
+            not even its bypass.
+
+    Raises:
+        UserError: an operation that is unknown or named twice, or sizes that do not fit.
     """
 
     channels: int
     operations: tuple[str, ...]
     nodes: int
     reduction: bool
-    preprocess: tuple[PreprocessKind, PreprocessKind]
+    preprocess: tuple[PreprocessKind, ...]
     partial_channels: int = 1
+    output_nodes: int | None = None
+    pool_norm: bool = True
+    active: Active | None = None
+
+    def __post_init__(self) -> None:
+        for name in self.operations:
+            if name not in KNOWN or self.operations.count(name) > 1:
+                raise UserError(
+                    f"a cell's operations are some of {', '.join(KNOWN)}, each at most once; "
+                    f"got {self.operations}"
+                )
+        if self.channels < 1 or self.partial_channels < 1 or self.channels % self.partial_channels:
+            raise UserError(
+                f"{self.channels} channels cannot be split by K={self.partial_channels}; choose a "
+                "multiple of K"
+            )
+        if not 1 <= self.outputs <= self.nodes:
+            raise UserError(f"output_nodes={self.output_nodes} of {self.nodes}: choose 1 to nodes")
+        if self.preprocess[-1] == "reduce" or not 1 <= self.inputs <= 2:
+            raise UserError(
+                f"preprocess={self.preprocess}: choose one or two, the last of them not 'reduce'"
+            )
+        if self.active is not None and len(self.active) != len(self.edges):
+            raise UserError(f"active names {len(self.active)} edges of {len(self.edges)}")
+
+    @property
+    def outputs(self) -> int:
+        """How many nodes make the output."""
+        return self.nodes if self.output_nodes is None else self.output_nodes
 
     @property
     def mixed_channels(self) -> int:
@@ -84,56 +130,148 @@ class CellPlan:
         """All states, inputs first."""
         return range(self.inputs + self.nodes)
 
-    @cached_property
+    @property
     def edges(self) -> tuple[EdgePlan, ...]:
         """All edges, node by node: the order of the rows of p and g."""
-        pairs = [(s, t) for t in self.states[self.inputs :] for s in range(t)]
-        return tuple(
-            EdgePlan(i, s, t, 2 if self.reduction and s < self.inputs else 1)
-            for i, (s, t) in enumerate(pairs)
-        )
+        return _edges(self.inputs, self.nodes, self.reduction)
+
+    def candidates(self, edge: EdgePlan) -> tuple[str, ...]:
+        """The operations that run on an edge."""
+        if self.active is None:
+            return self.operations
+        return tuple(self.operations[column] for column in self.active[edge.row])
 
     def bundle(self, source: int) -> list[EdgePlan]:
-        """The edges that leave a state."""
-        return [edge for edge in self.edges if edge.source == source]
+        """The edges that leave a state, those without active operations left out."""
+        return [edge for edge in self.edges if edge.source == source and self.candidates(edge)]
 
     def entering(self, target: int) -> list[EdgePlan]:
-        """The edges that enter a node."""
-        return [edge for edge in self.edges if edge.target == target]
+        """The edges that enter a node, those without active operations left out."""
+        return [edge for edge in self.edges if edge.target == target and self.candidates(edge)]
 
     def norms_of(self, operation: str, stride: int) -> int:
         """How many BatchNorms the operation has on an edge of this stride."""
         if operation in CONVS:
             return 1 + CONVS[operation].twice
-        return int(operation in POOLS or (operation == SKIP and stride == 2))
+        if operation in POOLS:
+            return int(self.pool_norm)
+        return int(operation in DENSE or (operation == SKIP and stride == 2))
 
-    def weights_of(self, operation: str, stride: int) -> int:
-        """How many weight tensors it has."""
+    def shapes_of(self, operation: str, stride: int) -> list[tuple[int, ...]]:
+        """Shapes of its weights."""
+        c = self.mixed_channels
         if operation in CONVS:
-            return 2 * (1 + CONVS[operation].twice)
-        return 2 if operation == SKIP and stride == 2 else 0
+            conv = CONVS[operation]
+            return [(c, 1, conv.kernel, conv.kernel), (c, c, 1, 1)] * (1 + conv.twice)
+        if operation in DENSE:
+            return [(c, c, DENSE[operation], DENSE[operation])]
+        if operation == SKIP and stride == 2:
+            return _reduce_shapes(c, c)
+        return []
 
     @cached_property
     def weight_slots(self) -> dict[tuple[int, str], slice]:
         """Where an edge's operation has its weights in the flat list, module order."""
-        return self._slots(sum(2 if k == "reduce" else 1 for k in self.preprocess), self.weights_of)
+        start = self.preprocess_weights(self.inputs - 1).stop
+        return self._slots(start, lambda name, stride: len(self.shapes_of(name, stride)))
 
     @cached_property
     def norm_slots(self) -> dict[tuple[int, str], slice]:
         """Where an edge's operation has its norms in the flat list, module order."""
-        return self._slots(self.inputs, self.norms_of)
+        return self._slots(len(self.preprocess_norms), self.norms_of)
 
-    def _slots(self, start: int, count: object) -> dict[tuple[int, str], slice]:
+    def _slots(self, start: int, count: Callable[[str, int], int]) -> dict[tuple[int, str], slice]:
         slots = {}
         for edge in self.edges:
             for operation in self.operations:
-                stop = start + count(operation, edge.stride)  # type: ignore[operator]
+                stop = start + count(operation, edge.stride)
                 slots[edge.row, operation] = slice(start, stop)
                 start = stop
         return slots
 
     def preprocess_weights(self, position: int) -> slice:
         """Where the preprocessing of an input has its weights in the flat list."""
-        before: Sequence[PreprocessKind] = self.preprocess[:position]
-        start = sum(2 if kind == "reduce" else 1 for kind in before)
-        return slice(start, start + (2 if self.preprocess[position] == "reduce" else 1))
+        counts = [_KINDS.index(kind) for kind in self.preprocess]  # a kind's code happens to be it
+        start = sum(counts[:position])
+        return slice(start, start + counts[position])
+
+    @property
+    def preprocess_norms(self) -> dict[int, int]:
+        """Position of every input that is normalized -> its norm's place in the flat list."""
+        normalized = [i for i, kind in enumerate(self.preprocess) if kind != "identity"]
+        return {position: slot for slot, position in enumerate(normalized)}
+
+    @property
+    def norm_channels(self) -> tuple[int, ...]:
+        """Channels of every norm, in the order of the flat list."""
+        return _norm_channels(self)
+
+    def weight_shapes(self, channels: Sequence[int]) -> list[tuple[int, ...]]:
+        """Shapes of the flat list for inputs of these numbers of channels."""
+        shapes: list[tuple[int, ...]] = []
+        for kind, before in zip(self.preprocess, channels, strict=True):
+            if kind == "conv":
+                shapes.append((self.channels, before, 1, 1))
+            elif kind == "reduce":
+                shapes += _reduce_shapes(before, self.channels)
+        for edge in self.edges:
+            for operation in self.operations:
+                shapes += self.shapes_of(operation, edge.stride)
+        return shapes
+
+    def encode(self, active: Active | None = None) -> list[int]:
+        """The plan as the operators take it.
+
+        [C, K, nodes, output nodes, reduction, pool_norm, inputs, a kind per input, operations, a
+        code per operation, per edge a bit mask of its active operations].
+
+        Args:
+            active: replaces the plan's own.
+        """
+        plan = self if active is None else replace(self, active=active)
+        everything = tuple(range(len(self.operations)))
+        chosen = plan.active or (everything,) * len(self.edges)
+        return [
+            *(self.channels, self.partial_channels, self.nodes, self.outputs),
+            *(int(self.reduction), int(self.pool_norm)),
+            *(self.inputs, *map(_KINDS.index, self.preprocess)),
+            *(len(self.operations), *map(KNOWN.index, self.operations)),
+            *(sum(1 << column for column in columns) for columns in chosen),
+        ]
+
+
+@lru_cache(maxsize=1024)
+def _edges(inputs: int, nodes: int, reduction: bool) -> tuple[EdgePlan, ...]:
+    pairs = [(s, t) for t in range(inputs, inputs + nodes) for s in range(t)]
+    return tuple(
+        EdgePlan(i, s, t, 2 if reduction and s < inputs else 1) for i, (s, t) in enumerate(pairs)
+    )
+
+
+@lru_cache(maxsize=1024)
+def _norm_channels(plan: CellPlan) -> tuple[int, ...]:
+    edges = sum(plan.norms_of(name, edge.stride) for edge in plan.edges for name in plan.operations)
+    return (plan.channels,) * len(plan.preprocess_norms) + (plan.mixed_channels,) * edges
+
+
+def _reduce_shapes(before: int, channels: int) -> list[tuple[int, ...]]:
+    return [(half, before, 1, 1) for half in (channels // 2, channels - channels // 2)]
+
+
+@lru_cache(maxsize=1024)
+def decode(code: tuple[int, ...]) -> CellPlan:
+    """The plan that `CellPlan.encode` wrote down."""
+    channels, k, nodes, outputs, reduction, pool_norm, inputs, *rest = code
+    kinds, rest = rest[:inputs], rest[inputs:]
+    operations, masks = rest[1 : 1 + rest[0]], rest[1 + rest[0] :]
+    return CellPlan(
+        channels,
+        tuple(KNOWN[number] for number in operations),
+        nodes,
+        bool(reduction),
+        tuple(_KINDS[kind] for kind in kinds),
+        k,
+        outputs,
+        bool(pool_norm),
+        tuple(tuple(c for c in range(len(operations)) if mask >> c & 1) for mask in masks),
+    )

@@ -4,11 +4,11 @@ Plain PyTorch, whole batch at a time; every formula is the one the kernels compu
 barrier stands where theirs stand (see `bundle`). What kernels do per image or per tile between two
 barriers is one PyTorch call after the other here.
 
-    preprocess both inputs                                    | barrier: their statistics
+    preprocess the inputs                                     | barrier: their statistics
     for each state in order:
         a node first sums its edges, one affine pass: h = sum_e g_e sum_o p_eo (z_eo - mean) rstd
         then both forward stages of the state's bundle        | a barrier behind each
-    the output is the nodes, concatenated
+    the output is the last nodes, concatenated
 
 Backward goes through the states in reverse: a node's gradient is complete when the bundles of all
 later states are done. Architecture gradients cost nothing extra: BatchNorm's backward needs
@@ -33,8 +33,10 @@ from da2s_fast.ops.cell.convolutions import (
     factorized_reduce_backward,
     pointwise,
     pointwise_backward,
+    relu_backward,
 )
 from da2s_fast.ops.cell.norm import (
+    EPS,
     Statistics,
     batch_statistics,
     gradient_sums,
@@ -52,10 +54,10 @@ compute each bundle's z again when its backward comes."""
 class Saved:
     """What the backward pass needs of the forward pass."""
 
-    inputs: tuple[Tensor, Tensor]
+    inputs: Sequence[Tensor]
     states: list[Tensor]
     norms: Norms
-    preprocessed: list[Tensor] | None = None
+    preprocessed: dict[int, Tensor] | None = None
     bundles: dict[int, Bundle] | None = None
 
 
@@ -72,38 +74,45 @@ class Parameters(NamedTuple):
 
 def forward(
     plan: CellPlan,
-    inputs: tuple[Tensor, Tensor],
+    inputs: Sequence[Tensor],
     parameters: Parameters,
     *,
-    running: Sequence[Statistics] | None = None,
+    running: Sequence[Statistics | None] | None = None,
     memory: Memory = "save",
-) -> tuple[Tensor, list[Statistics], Saved]:
-    """Output, (N, nodes * C, H', W'), statistics by norm slot, and what backward needs.
+    eps: float = EPS,
+) -> tuple[Tensor, Norms, Saved]:
+    """Output, (N, output nodes * C, H', W'), statistics by norm slot, and what backward needs.
+
+    Statistics of operations that are not active are None.
 
     Args:
         plan: the cell.
-        inputs: outputs of the last cell but one and of the last cell.
+        inputs: outputs of the last cell but one and of the last cell; one input for plans of one.
         parameters: weights, p and g.
-        running: statistics to normalize with (evaluation); the batch's own by default.
+        running: statistics to normalize with (evaluation) by norm slot; where there are none,
+            the batch's own.
         memory: see `Memory`.
+        eps: of the norms.
     """
     weights = parameters.weights
-    norms: Norms = list(running) if running is not None else [None] * _norm_count(plan)
-    preprocessed = [_preprocess(plan, i, x, weights) for i, x in enumerate(inputs)]
-    for slot, z in enumerate(preprocessed):
-        norms[slot] = norms[slot] or batch_statistics(z)
-    states = [normalized(z, known(norms, slot)) for slot, z in enumerate(preprocessed)]
+    norms: Norms = list(running) if running is not None else [None] * len(plan.norm_channels)
+    preprocessed = {i: _preprocess(plan, i, inputs[i], weights) for i in plan.preprocess_norms}
+    states = list(inputs)
+    for position, z in preprocessed.items():
+        slot = plan.preprocess_norms[position]
+        norms[slot] = norms[slot] or batch_statistics(z, eps)
+        states[position] = normalized(z, known(norms, slot))
     done: dict[int, Bundle] = {}
     for state in plan.states:
         if state >= plan.inputs:
-            states.append(_node(plan, state, done, norms, parameters))
+            states.append(_node(plan, state, states[0], done, norms, parameters))
         if plan.bundle(state):
-            done[state] = bundles.forward(plan, state, states[state], weights, norms)
-    output = torch.cat(states[plan.inputs :], 1)
+            done[state] = bundles.forward(plan, state, states[state], weights, norms, eps)
+    output = torch.cat(states[-plan.outputs :], 1)
     saved = Saved(inputs, states, norms)
     if memory == "save":
         saved.preprocessed, saved.bundles = preprocessed, done
-    return output, [known(norms, slot) for slot in range(len(norms))], saved
+    return output, norms, saved
 
 
 def backward(
@@ -116,13 +125,14 @@ def backward(
         for edge in plan.edges
         for column, operation in enumerate(plan.operations)
     }
-    parts = gradient.split(plan.channels, 1)
+    outputs = plan.states[-plan.outputs :]
+    parts = dict(zip(outputs, gradient.split(plan.channels, 1), strict=True))
     node_gradients: dict[int, Tensor] = {}
     input_gradients: dict[int, Tensor] = {}
     found: dict[int, Tensor] = {}
     grad_p, grad_g = torch.zeros_like(p), torch.zeros_like(g)
     for state in reversed(plan.states):
-        total = parts[state - plan.inputs] if state >= plan.inputs else 0
+        total = parts.get(state, torch.zeros_like(saved.states[state]))
         if plan.bundle(state):
             # Recompute: the bundle's forward stages once more, with the statistics known.
             bundle = (
@@ -140,20 +150,22 @@ def backward(
                 grad_g[row] += p[row, column] * product
             for row, product in step.bypassed.items():
                 grad_g[row] += product
-        assert isinstance(total, Tensor)
         if state >= plan.inputs:
             node_gradients[state] = total
+        elif plan.preprocess[state] == "identity":
+            input_gradients[state] = total
         else:
             input_gradients[state], grads = _preprocess_backward(plan, state, total, saved, weights)
             found |= grads
     return (
         [input_gradients[position] for position in range(plan.inputs)],
-        Parameters([found[i] for i in range(len(weights))], grad_p, grad_g),
+        Parameters(
+            # Weights of operations that are not active have no part in the output.
+            [found.get(i, torch.zeros_like(weight)) for i, weight in enumerate(weights)],
+            grad_p,
+            grad_g,
+        ),
     )
-
-
-def _norm_count(plan: CellPlan) -> int:
-    return max(slot.stop for slot in plan.norm_slots.values())
 
 
 def _preprocess(plan: CellPlan, position: int, x: Tensor, weights: Sequence[Tensor]) -> Tensor:
@@ -171,7 +183,7 @@ def _preprocess_backward(
         z = _preprocess(plan, position, x, weights)
     else:
         z = saved.preprocessed[position]
-    statistics = known(saved.norms, position)
+    statistics = known(saved.norms, plan.preprocess_norms[position])
     dz = input_gradient(gradient, z, statistics, gradient_sums(gradient, z, statistics))
     slot = plan.preprocess_weights(position)
     first, *second = weights[slot]
@@ -179,11 +191,16 @@ def _preprocess_backward(
         grad, *found = factorized_reduce_backward(dz, x.relu(), first, *second)
     else:
         grad, *found = pointwise_backward(dz, x.relu(), first)
-    return grad * (x > 0), dict(zip(range(slot.start, slot.stop), found, strict=True))
+    return relu_backward(grad, x), dict(zip(range(slot.start, slot.stop), found, strict=True))
 
 
-def _node(
-    plan: CellPlan, state: int, done: dict[int, Bundle], norms: Norms, parameters: Parameters
+def _node(  # noqa: PLR0917 - the cell, then the tensors
+    plan: CellPlan,
+    state: int,
+    first: Tensor,
+    done: dict[int, Bundle],
+    norms: Norms,
+    parameters: Parameters,
 ) -> Tensor:
     """One pass over the z of all entering edges: h = sum a z + b per channel."""
     _, p, g = parameters
@@ -191,14 +208,18 @@ def _node(
     rest: list[Tensor] = []
     for edge in plan.entering(state):
         bundle = done[edge.source]
-        for column, operation in enumerate(plan.operations):
+        for operation in plan.candidates(edge):
             z = bundle.z[edge.row, operation]
+            column = plan.operations.index(operation)
             slot = plan.norm_slots[edge.row, operation]
             if slot.start < slot.stop:
                 z = normalized(z, known(norms, slot.stop - 1))
             mixed.append(g[edge.row] * p[edge.row, column] * z)
         if bundle.bypassed is not None:
             rest.append(g[edge.row] * bundle.bypassed[0])
+    if not mixed:
+        stride = 2 if plan.reduction else 1
+        return torch.zeros_like(first[:, :, ::stride, ::stride])
     total = reduce(torch.add, mixed)
     if not rest:
         return total

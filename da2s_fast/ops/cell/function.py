@@ -1,0 +1,284 @@
+"""The cell as a function: checks, choice of the backend, running statistics."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from da2s_fast.errors import UserError
+from da2s_fast.ops._backend import REFERENCE, choose_backend
+from da2s_fast.ops.cell import reference
+from da2s_fast.ops.cell.memory import MemoryChoice, saves
+from da2s_fast.ops.cell.norm import EPS, Statistics
+from da2s_fast.ops.cell.operator import HAS_CPU_KERNEL, accumulation_dtype, layout
+from da2s_fast.ops.cell.plan import CellPlan
+
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def cell(
+    inputs: Sequence[Tensor],
+    p: Tensor,
+    g: Tensor | None,
+    weights: Sequence[Tensor],
+    plan: CellPlan,
+    *,
+    running: Sequence[Tensor] = (),
+    frozen: Sequence[int] = (),
+    eps: float = EPS,
+    memory: MemoryChoice = "auto",
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Compute a search cell: preprocessing, every candidate on every edge, node sums.
+
+    ``h_t = sum_{e into t} g_e sum_o p_eo op_eo(h_source(e))`` and the last nodes concatenated: the
+    cell of DARTS (Liu et al., arXiv 1806.09055, eq. 1 and 2), with the edge weights g of DA2S (Tian
+    et al., arXiv 2007.03154) and, for K > 1, the partial channels of PC-DARTS (Xu et al., arXiv
+    1907.05737). The BatchNorms are those of a search, without affine. Hooks of modules do not run
+    and running statistics are not touched, see `update_running`.
+
+    Args:
+        inputs: one per input of the plan, (N, C_in, H, W) of one dtype, any strides. An input that
+            the plan reduces is twice as high and wide as the last one (odd sizes rounded up), all
+            others are as large.
+        p: (edges, operations).
+        g: (edges,); None where every edge counts 1.
+        weights: of the convolutions, in the order of ``Module.parameters()`` of a `Cell`:
+            preprocessing of the first input, of the second, edge by edge, operation by operation.
+        plan: what to compute.
+        running: mean and variance by norm slot (module order), (channels,) each; may be empty when
+            nothing is frozen.
+        frozen: slots of the norms that normalize with running statistics instead of the batch's.
+        eps: of the norms.
+        memory: "save", "recompute" or "auto", see `MemoryChoice`.
+        backend: "cpu" (compiled; float32, float64, bfloat16 and float16, computed in float32 or
+            float64; p, g and weights of the inputs' type or float32), "reference" (plain PyTorch,
+            any device, twice differentiable) or None for the best that can run.
+
+    Returns:
+        The output, (N, output nodes * C, H', W') in the inputs' dtype, channels_last where the
+        first input is, and the statistics that normalized: (2 * channels of all norms,), by slot
+        mean and biased variance, in the arithmetic's dtype. Those of operations that are not
+        active have no meaning. Statistics are not differentiable.
+
+    Raises:
+        UserError: shapes or lengths that do not fit, a backend that is unknown or cannot run.
+    """
+    inputs, weights = list(inputs), list(weights)
+    problem = mismatch(inputs, p, g, weights, plan)
+    if problem is None and len(running) != 2 * len(plan.norm_channels) and (running or frozen):
+        problem = f"{len(running)} running statistics for {len(plan.norm_channels)} norms"
+    if problem is not None:
+        raise UserError(f"cell got {problem}; see its docstring for the shapes")
+    reasons = {"cpu": cpu_reason(inputs, p, g, weights, plan, running, frozen)}
+    if choose_backend("cell", backend, reasons) == REFERENCE:
+        return cell_reference(inputs, p, g, weights, plan, running=running, frozen=frozen, eps=eps)
+    return run(inputs, p, g, weights, plan, running, frozen, eps, memory)
+
+
+def run(  # noqa: PLR0917 - as the operator
+    inputs: list[Tensor],
+    p: Tensor,
+    g: Tensor | None,
+    weights: list[Tensor],
+    plan: CellPlan,
+    running: Sequence[Tensor],
+    frozen: Sequence[int],
+    eps: float,
+    memory: MemoryChoice,
+) -> tuple[Tensor, Tensor]:
+    """`cell` by the compiled operator, without checks."""
+    x = inputs[-1]
+    code = encoded(plan)
+    dtype = accumulation_dtype(x.dtype)
+    save = False
+    learned = (*inputs, p, *(() if g is None else (g,)), *weights)
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in learned):
+        # Plain numbers: under a compiler's dynamic shapes this fixes the size.
+        sizes = tuple(operator.index(n) for y in inputs for n in y.shape[1:])
+        save = saves(memory, code, operator.index(x.shape[0]), sizes, dtype.itemsize)
+    output, statistics, _ = torch.ops.da2s_fast.cell(
+        inputs,
+        p,
+        g,
+        [weight.contiguous() for weight in weights],
+        [value.to(dtype) for value in running] if frozen else [],
+        list(frozen),
+        list(code),
+        eps,
+        save,
+    )
+    return output, statistics
+
+
+def cell_reference(
+    inputs: Sequence[Tensor],
+    p: Tensor,
+    g: Tensor | None,
+    weights: Sequence[Tensor],
+    plan: CellPlan,
+    *,
+    running: Sequence[Tensor],
+    frozen: Sequence[int],
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """Compute `cell` in plain PyTorch, in the stages of `reference`."""
+    dtype = accumulation_dtype(inputs[0].dtype)
+    known = {
+        slot: Statistics(
+            running[2 * slot].to(dtype), running[2 * slot + 1].to(dtype), of_batch=False, eps=eps
+        )
+        for slot in frozen
+    }
+    slots = range(len(plan.norm_channels))
+    found, norms, _ = reference.forward(
+        plan,
+        [x.to(dtype) for x in inputs],
+        reference.Parameters(
+            [weight.to(dtype) for weight in weights],
+            p.to(dtype),
+            p.new_ones(len(p), dtype=dtype) if g is None else g.to(dtype),
+        ),
+        running=[known.get(slot) for slot in slots],
+        eps=eps,
+    )
+    parts: list[Tensor] = []
+    for statistics, channels in zip(norms, plan.norm_channels, strict=True):
+        if statistics is None:
+            parts.append(found.new_zeros(2 * channels))
+        else:
+            parts += [statistics.mean, statistics.variance]
+    output = found.to(inputs[0].dtype).contiguous(memory_format=layout(inputs[0]))
+    return output, torch.cat([found.new_zeros(0), *parts]).detach()
+
+
+def update_running(
+    statistics: Tensor,
+    running: Sequence[Tensor],
+    tracked: Sequence[Tensor],
+    plan: CellPlan,
+    *,
+    size: Sequence[int],
+    frozen: Sequence[int] = (),
+    momentum: float = 0.1,
+) -> None:
+    """Move running statistics towards those of a batch, as training BatchNorms do.
+
+    ``running = (1 - momentum) running + momentum new``, the variance unbiased. Norms that are
+    frozen or belong to operations that are not active keep theirs. Wherever `cell` runs compiled,
+    this does.
+
+    Args:
+        statistics: the second result of `cell`.
+        running: mean and variance by norm slot, changed in place.
+        tracked: ``num_batches_tracked`` by slot, increased in place; may be empty.
+        plan: of the cell.
+        size: (N, H, W) of the cell's last input.
+        frozen: as for `cell`.
+        momentum: of all norms.
+    """
+    counts = list(values_per_channel(plan, size))
+    dtype = statistics.dtype
+    wide = [value if value.dtype == dtype else value.to(dtype) for value in running]
+    with torch.no_grad():
+        torch.ops.da2s_fast.cell_update_running(
+            statistics, wide, list(tracked), list(frozen), list(encoded(plan)), counts, momentum
+        )
+        for buffer, value in zip(running, wide, strict=True):
+            if value is not buffer:
+                buffer.copy_(value)
+    if not torch.compiler.is_compiling():
+        # What autograd saved of them elsewhere has changed: let it notice.
+        torch.autograd.graph.increment_version([*running, *tracked])
+
+
+def values_per_channel(plan: CellPlan, size: Sequence[int]) -> tuple[int, ...]:
+    """How many values the norms see: one number per norm of the preprocessing, then the edges'."""
+    images, height, width = size
+    before, after = images * height * width, images * height * width
+    if plan.reduction:
+        after = images * ((height + 1) // 2) * ((width + 1) // 2)
+    prepared = sum(kind != "identity" for kind in plan.preprocess)
+    return (before,) * prepared + (after,)
+
+
+@lru_cache(maxsize=1024)
+def encoded(plan: CellPlan) -> tuple[int, ...]:
+    """The plan's code, computed once."""
+    return tuple(plan.encode())
+
+
+@lru_cache(maxsize=1024)
+def _weight_shapes(plan: CellPlan, channels: tuple[int, ...]) -> list[tuple[int, ...]]:
+    return plan.weight_shapes(channels)
+
+
+def mismatch(
+    inputs: Sequence[Tensor],
+    p: Tensor,
+    g: Tensor | None,
+    weights: Sequence[Tensor],
+    plan: CellPlan,
+) -> str | None:
+    """Say what does not fit together; None where everything does."""
+    if len(inputs) != plan.inputs or any(x.dim() != 4 for x in inputs):
+        return f"inputs of shapes {[tuple(x.shape) for x in inputs]} for {plan.inputs} inputs"
+    images, _, height, width = inputs[-1].shape
+    for x, kind in zip(inputs, plan.preprocess, strict=True):
+        halve = kind == "reduce"
+        size = [(length + 1) // 2 if halve else length for length in x.shape[2:]]
+        identity = kind == "identity" and x.shape[1] != plan.channels
+        other = x.shape[0] != images or x.dtype != inputs[-1].dtype
+        if other or identity or size != [height, width]:
+            return (
+                f"a {kind} input {tuple(x.shape)} of {x.dtype} beside a last input "
+                f"{tuple(inputs[-1].shape)} of {inputs[-1].dtype} for {plan.channels} channels"
+            )
+    edges, operations = len(plan.edges), len(plan.operations)
+    if p.shape != (edges, operations):
+        return f"p of shape {tuple(p.shape)} instead of {(edges, operations)}"
+    if g is not None and g.shape != (edges,):
+        return f"g of shape {tuple(g.shape)} instead of {(edges,)}"
+    shapes = _weight_shapes(plan, tuple(operator.index(x.shape[1]) for x in inputs))
+    if [weight.shape for weight in weights] != shapes:
+        given = [tuple(weight.shape) for weight in weights]
+        return f"weights of shapes {given} instead of {shapes}"
+    return None
+
+
+def cpu_reason(  # noqa: PLR0917 - as the operator
+    inputs: Sequence[Tensor],
+    p: Tensor,
+    g: Tensor | None,
+    weights: Sequence[Tensor],
+    plan: CellPlan,
+    running: Sequence[Tensor],
+    frozen: Sequence[int],
+) -> str | None:
+    """Say why the compiled CPU operator cannot run what fits together; None where it can."""
+    if not HAS_CPU_KERNEL:
+        return "the compiled CPU library is not there (`da2s info` says why)"
+    if torch.is_autocast_enabled("cpu"):
+        return "autocast computes convolutions in a type it does not take"
+    x = inputs[-1]
+    mixture = [p] if g is None else [p, g]
+    for tensor in (*inputs, *mixture, *weights, *running):
+        if not tensor.is_cpu:
+            return f"a tensor is on {tensor.device}"
+    if x.dtype not in _DTYPES:
+        return f"the inputs are {x.dtype}"
+    for tensor in (*mixture, *weights):
+        if tensor.dtype not in (x.dtype, torch.float32):
+            return f"the inputs are {x.dtype}, p, g or a weight is {tensor.dtype}"
+    if any(weight.dtype != weights[0].dtype for weight in weights):
+        return "the weights have several types"
+    if x.numel() == 0:
+        return "the inputs are empty"
+    counts = values_per_channel(plan, (x.shape[0], *x.shape[2:]))
+    if 1 in counts and len(frozen) < len(plan.norm_channels):
+        return "a norm would see a single value per channel"
+    return None

@@ -1,5 +1,6 @@
 # make search     set everything up, search an architecture for scikit-learn's digits
 # make test       set everything up, run all tests
+# make sanitize   test the C++ kernels under sanitizers; needs nothing but a compiler
 # make lint       all static checks; make format mends what can be mended
 # make benchmark  timings of the fused operations
 # Setting up happens once, and again only after pyproject.toml, setup.py or csrc have changed.
@@ -7,9 +8,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/da2s_fast.stamp
-CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+CSRC := $(shell find csrc tests/csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: setup search test lint lint-ruff lint-format lint-mypy lint-csrc format benchmark clean
+.PHONY: setup search test sanitize lint lint-ruff lint-format lint-mypy lint-csrc format benchmark clean
 
 setup: $(STAMP)
 
@@ -18,7 +19,7 @@ $(BIN)/python:
 		echo "$(PYTHON) -m venv failed: on Debian and Ubuntu install python3-venv" >&2; exit 1; }
 
 # torch first: the package is compiled against the installed torch, so its build is not isolated.
-$(STAMP): pyproject.toml setup.py $(CSRC) | $(BIN)/python
+$(STAMP): pyproject.toml setup.py csrc/cpu/isa_flags.txt $(filter csrc/%,$(CSRC)) | $(BIN)/python
 	$(BIN)/python -m pip install --quiet "torch>=2.10" torchvision
 	$(BIN)/python -m pip install --quiet "setuptools>=77" ninja
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[dev]"
@@ -30,6 +31,9 @@ search: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+sanitize:
+	$(MAKE) -C tests/csrc -j$(shell nproc 2>/dev/null || echo 2)
 
 # One target each, so that `make -k lint` runs all even if one fails.
 lint: lint-ruff lint-format lint-mypy lint-csrc

@@ -27,12 +27,12 @@ ROOT = Path(__file__).resolve().parent
 MINIMUM_TORCH = (2, 10)
 TARGET_TORCH = "-DTORCH_TARGET_VERSION=0x020a000000000000"
 CPU_FLAGS = ["-O3", "-g0", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter"]
-# Flags of each instruction set a *.simd.cpp is compiled for; csrc/cpu/isa.h describes the scheme.
-ISA_FLAGS = {"portable": []}
-if platform.machine().lower() in ("x86_64", "amd64"):
-    ISA_FLAGS["avx2"] = ["-mavx2", "-mfma"]
-    ISA_FLAGS["avx512"] = [f"-mavx512{part}" for part in ("f", "vl", "bw", "dq")]
-    ISA_FLAGS["avx512"] += ["-mprefer-vector-width=512", *ISA_FLAGS["avx2"]]
+# What a *.simd.cpp is compiled for, and with which flags; csrc/cpu/isa.h describes the scheme.
+ISA_FLAGS = {
+    words[0]: words[1:]
+    for words in map(str.split, (ROOT / "csrc/cpu/isa_flags.txt").read_text().splitlines())
+    if words[0] == "portable" or platform.machine().lower() in ("x86_64", "amd64")
+}
 CUDA_ARCHITECTURES = ("80", "90", "100")
 
 

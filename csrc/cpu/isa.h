@@ -6,10 +6,9 @@
 //   csrc/cpu/**/<operation>.cpp       once, for the baseline: argument checks, allocation,
 //                                     parallel_for, registration's targets. May include torch's
 //                                     stable headers.
-//   csrc/cpu/**/<operation>.simd.cpp  the inner loops, on plain pointers: once per instruction set,
-//                                     with -DDA2S_ISA=portable and, on x86-64, with -DDA2S_ISA=avx2
-//                                     -mavx2 -mfma and with -DDA2S_ISA=avx512 -mavx512f -mavx512vl
-//                                     -mavx512bw -mavx512dq -mprefer-vector-width=512 -mavx2 -mfma.
+//   csrc/cpu/**/<operation>.simd.cpp  the inner loops, on plain pointers: once per line of
+//                                     isa_flags.txt, with the flags there and -DDA2S_ISA=<name>.
+//                                     Other processors than x86-64 have the portable one alone.
 //
 // An operation with inner loops has a header that both include:
 //

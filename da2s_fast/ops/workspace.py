@@ -25,8 +25,8 @@ def workspace_bytes() -> int:
 def release_workspaces() -> None:
     """Give back the scratch memory of the fused operations, that of all threads.
 
-    Later calls allocate it again. Does nothing where no compiled operation keeps any. Not to be
-    called while a fused operation runs in another thread.
+    Later calls allocate it again; what a call in another thread is using stays. Does nothing where
+    no compiled operation keeps any.
     """
     if _has_kernel(_RELEASE):
         torch.ops.da2s_fast.release_workspaces()

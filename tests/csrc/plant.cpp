@@ -1,0 +1,68 @@
+// Mistakes on purpose, in calls of the kernels: the Makefile wants to see every one reported.
+#include <cstdio>
+#include <cstring>
+
+#include "buffers.h"
+#include "cpu/mixed_sum.h"
+#include "cpu/separable_conv.h"
+
+namespace da2s_fast::test {
+namespace {
+
+constexpr int64_t kElements = 33;
+Block block(int64_t elements) { return {0, 1, 0, elements, 0, 1}; }
+
+// Reads one element that is not there.
+void overrun() {
+  const Buffer<float> g(kElements, 1);
+  double total;
+  DA2S_SIMD_CALL(block_total, block(kElements + 1), g.data(), &total);
+}
+
+// Reads a vector of which the last element is not there.
+void short_vector() {
+  const SeparableConv conv{3, 1, 1, 1, 8, 8, 8, 8, 1, 1, 1, 1};
+  Buffer<float> padded(9 * 8, 0), rest(8, 0), x(8, 1), z(8);
+  const Buffer<float> spatial(9 * 8 - 1, 1), channel(8 * 8, 1);
+  const SeparableScratch<float> scratch{padded.data(), nullptr,     rest.data(),
+                                        nullptr,       rest.data(), nullptr};
+  const SeparableWeights<float> weights{spatial.data(), channel.data(), nullptr, nullptr};
+  const Strides dense{1, 8, 8};
+  DA2S_SIMD_CALL(separable_conv_image, conv, scratch, weights, x.data(), dense, z.data(), dense);
+}
+
+// Computes a position that no integer holds.
+void overflow() {
+  const Buffer<float> g(kElements, 1);
+  double total;
+  Block far = block(kElements);
+  far.offset = INT64_MAX;
+  DA2S_SIMD_CALL(block_total, far, g.data(), &total);
+}
+
+// Two threads write one sum.
+void race() {
+  const Buffer<float> g(kElements, 1);
+  double total;
+  in_threads(2, [&](int64_t) { DA2S_SIMD_CALL(block_total, block(kElements), g.data(), &total); });
+}
+
+}  // namespace
+
+bool plant(const char* name) {
+  const struct {
+    const char* name;
+    void (*run)();
+  } mistakes[] = {
+      {"overrun", overrun}, {"short-vector", short_vector}, {"overflow", overflow}, {"race", race}};
+  for (const auto& mistake : mistakes)
+    if (std::strcmp(mistake.name, name) == 0) {
+      mistake.run();
+      std::printf("nobody reported: %s\n", name);
+      return true;
+    }
+  std::printf("no such mistake: %s\n", name);
+  return false;
+}
+
+}  // namespace da2s_fast::test

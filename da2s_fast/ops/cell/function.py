@@ -94,19 +94,20 @@ def run(  # noqa: PLR0917 - as the operator
     """`cell` by the compiled operator, without checks."""
     x = inputs[-1]
     code = encoded(plan)
-    dtype = accumulation_dtype(x.dtype)
     save = False
     learned = (*inputs, p, *(() if g is None else (g,)), *weights)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in learned):
         # Plain numbers: under a compiler's dynamic shapes this fixes the size.
         sizes = tuple(operator.index(n) for y in inputs for n in y.shape[1:])
-        save = saves(memory, code, operator.index(x.shape[0]), sizes, dtype.itemsize)
+        save = saves(
+            memory, code, operator.index(x.shape[0]), sizes, accumulation_dtype(x.dtype).itemsize
+        )
     output, statistics, _ = torch.ops.da2s_fast.cell(
         inputs,
         p,
         g,
-        [weight.contiguous() for weight in weights],
-        [value.to(dtype) for value in running] if frozen else [],
+        weights,
+        list(running) if frozen else [],
         list(frozen),
         list(code),
         eps,
@@ -182,15 +183,11 @@ def update_running(
         momentum: of all norms.
     """
     counts = list(values_per_channel(plan, size))
-    dtype = statistics.dtype
-    wide = [value if value.dtype == dtype else value.to(dtype) for value in running]
+    code = list(encoded(plan))
     with torch.no_grad():
         torch.ops.da2s_fast.cell_update_running(
-            statistics, wide, list(tracked), list(frozen), list(encoded(plan)), counts, momentum
+            statistics, running, tracked, list(frozen), code, counts, momentum
         )
-        for buffer, value in zip(running, wide, strict=True):
-            if value is not buffer:
-                buffer.copy_(value)
     if not torch.compiler.is_compiling():
         # What autograd saved of them elsewhere has changed: let it notice.
         torch.autograd.graph.increment_version([*running, *tracked])

@@ -108,7 +108,5 @@ def saves(
     """
     if choice != "auto":
         return choice == "save"
-    numbers = torch.ops.da2s_fast.cell_saved_size(
-        list(code), batch, list(sizes), True, element
-    )
+    numbers = torch.ops.da2s_fast.cell_saved_size(list(code), batch, list(sizes), True, element)
     return fits(numbers * element)

@@ -147,7 +147,7 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Any, ..
     g = rest[0] if ctx.has_g else None
     for_inputs, for_p, for_g, for_weights, *_ = ctx.needs_input_grad
     # torch takes an empty list of numbers for a list of tensors.
-    frozen = None if ctx.settings[0] else []
+    frozen: list[None] | None = None if ctx.settings[0] else []
     constants: tuple[Any, ...] = ([None] * running, frozen, None, None, None)
     if grad is None:
         return [None] * inputs, None, None, [None] * weights, *constants

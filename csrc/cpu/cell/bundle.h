@@ -1,0 +1,181 @@
+// A pass over a cell: what forward and backward share, and the forward stages of a bundle (all
+// edges that leave a state, see da2s_fast/ops/cell/bundle.py).
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "../scalar.h"
+#include "layer.h"
+#include "sums.h"
+
+namespace da2s_fast {
+
+enum class OuterType { float32, float64, bfloat16, float16 };
+
+// A tensor (N, C, H, W) of PyTorch's.
+struct Outer {
+  void* data;
+  OuterType type;
+  int64_t image;  // distance of images in elements
+  ImageStrides at;
+  int64_t channels;
+  Size size;
+};
+
+template <class T>
+struct CellArguments {
+  const Plan& plan;
+  int64_t batch;
+  std::vector<Outer> inputs;
+  std::vector<const T*> weights;
+  std::vector<double> p, g;  // (edges, operations), (edges,)
+  std::vector<bool> frozen;  // norms that use running statistics
+  double eps;
+  bool save;
+
+  double p_of(const Candidate& candidate) const {
+    return p[candidate.row * plan.operations + candidate.column];
+  }
+};
+
+// A candidate with its layers and where their features lie.
+template <class T>
+struct CandidateRun {
+  const Candidate* candidate;
+  std::vector<PackedLayer<T>> layers;
+  std::vector<T*> features;         // of every layer, all groups
+  std::vector<Moments<T>> moments;  // of them, in training
+  const T* z = nullptr;  // what is mixed: the last features, a pool; null for direct ones
+};
+
+template <class T>
+struct EdgeRun {
+  const Edge* edge;
+  std::vector<CandidateRun<T>> candidates;
+};
+
+template <class T>
+struct PoolRun {
+  Kind kind;
+  T* z;
+  Moments<T> moments;
+};
+
+template <class T>
+struct Bundle {
+  int64_t source;
+  std::vector<EdgeRun<T>> edges;
+  std::vector<PoolRun<T>> pools;
+  bool twice = false;  // whether there are second layers
+};
+
+// Memory of one thread. What has a border has zeros there, always.
+template <class T>
+struct Scratch {
+  std::unique_ptr<Workspace> memory;
+  T* input;         // ReLU(x) of a block inside its border
+  T* node_input;    // the same for nodes, where their size is another
+  T* inner;         // ReLU(normalized features) of a group inside its border
+  T* spread;        // see PackedLayer::Scratch, for first layers
+  T* inner_spread;  // for second layers
+  T* middle;
+  T* gradient;
+  T* dz;
+  T* inner_gradient;
+  T* relu_gradient;   // of a block
+  T* pool_gradients;  // of a block
+  T* bypass;          // a group's pooled bypass, and its gradient
+  T* bypass_gradient;
+  double* lanes;  // 2 for every lane
+  T* scale;       // 1 for every lane
+};
+
+template <class T>
+class CellPass {
+ public:
+  explicit CellPass(const CellArguments<T>& arguments);
+
+  // Numbers that live as long as the backward pass may come.
+  static int64_t saved_size(const Plan& plan, int64_t batch, const std::vector<Size>& sizes,
+                            bool save);
+
+ protected:
+  using Row = Grid<T>;
+
+  // Lays out what is saved and what lives during the call; null arenas count.
+  void lay_out(Arena& saved, Arena& workspace, bool backward);
+
+  int64_t mixed_lanes() const { return plan_.mixed() * images_.per_group; }
+  int64_t state_lanes() const { return plan_.channels * images_.per_group; }
+  int64_t rest_lanes() const { return state_lanes() - mixed_lanes(); }
+  Size size_of(int64_t state) const { return state < plan_.inputs ? before_ : after_; }
+  int64_t elements(int64_t state) const { return size_of(state).pixels() * state_lanes(); }
+  int64_t z_elements() const { return after_.pixels() * mixed_lanes(); }
+  Grid<T> state(int64_t index, int64_t group) const {
+    return {states_[index] + group * elements(index), size_of(index).width * state_lanes(),
+            state_lanes()};
+  }
+  Grid<T> z_grid(T* z) const { return {z, after_.width * mixed_lanes(), mixed_lanes()}; }
+  Grid<const T> z_grid(const T* z) const {
+    return {z, after_.width * mixed_lanes(), mixed_lanes()};
+  }
+  // What a candidate mixes, of one group: features, a pool, or pixels of the state.
+  Grid<const T> mixed_of(const Bundle<T>& bundle, const EdgeRun<T>& edge,
+                         const CandidateRun<T>& run, int64_t group) const;
+  const T* mean(int64_t slot) const { return mean_ + lane_offset(slot); }
+  const T* rstd(int64_t slot) const { return rstd_ + lane_offset(slot); }
+  int64_t lane_offset(int64_t slot) const { return plan_.norm_offset(slot) * images_.per_group; }
+
+  // Fills mean and rstd of a norm, a value for every lane, from its statistics.
+  void expand_norm(int64_t slot, const T* statistics);
+
+  int64_t block_groups() const;
+  Scratch<T> make_scratch(bool backward) const;
+  template <class Work>
+  void for_blocks(bool backward, Work work) const {
+    for_each_block(images_, block_groups(), [&] { return make_scratch(backward); }, work);
+  }
+
+  // Channels of a tensor from or into a group's grid.
+  void import_images(const Outer& input, int64_t group, bool relu, int64_t channel,
+                     int64_t channels, Grid<T> to) const;
+  void export_images(Grid<const T> from, int64_t group, int64_t channel, int64_t channels,
+                     const Outer& output) const;
+  // Channels of a node: [mixed, bypass], channel j * (C/K) + c, moves to c * K + j, or back.
+  void shuffle(Grid<T> pixels, Size size, bool back, T* scratch) const;
+  // ReLU of a block's states, into scratch.input.
+  void fill_input(const Bundle<T>& bundle, const Block& block, const Scratch<T>& scratch) const;
+  T* input_of(const Bundle<T>& bundle, const Block& block, int64_t group,
+              const Scratch<T>& scratch) const;
+  int64_t padded(Size size) const {
+    return (size.height + 2 * border_) * (size.width + 2 * border_) * mixed_lanes();
+  }
+  Grid<T> inside(T* padded, Size size) const {
+    return Grid<T>{padded, (size.width + 2 * border_) * mixed_lanes(), mixed_lanes()}.at(border_,
+                                                                                         border_);
+  }
+  // A second layer's input: the first one's features, normalized, through ReLU.
+  void fill_inner(const CandidateRun<T>& run, int64_t group, const Scratch<T>& scratch) const;
+  // The bypass of a state's group, max-pooled in scratch.bypass at stride 2.
+  Grid<const T> bypass_of(const Bundle<T>& bundle, int64_t group, const Scratch<T>& scratch) const;
+
+  // The two forward stages of a bundle; they add to moments if asked.
+  void first_stage(const Bundle<T>& bundle, const Block& block, const Scratch<T>& scratch,
+                   bool moments) const;
+  void second_stage(const Bundle<T>& bundle, const Block& block, const Scratch<T>& scratch,
+                    bool moments) const;
+
+  const CellArguments<T>& in_;
+  const Plan& plan_;
+  Images images_;
+  Size before_, after_;
+  int64_t border_;
+  std::vector<Bundle<T>> bundles_;  // by source state
+  std::vector<T*> states_;
+  T* mean_ = nullptr;
+  T* rstd_ = nullptr;
+};
+
+}  // namespace da2s_fast

@@ -1,0 +1,174 @@
+// Norms, mixing and sums: one pass over memory each, a row of pixels after the other.
+//
+// Sums over pixels are taken in single precision over short runs only and added in double.
+#include "../vector.h"
+#include "kernels.h"
+
+namespace da2s_fast::DA2S_ISA {
+namespace {
+
+constexpr int64_t kRun = 32;
+
+// Calls run(lane, first, count) for every vector of lanes and every run of pixels.
+template <class T, class Run>
+DA2S_INLINE void for_runs(int64_t pixels, int64_t lanes, Run run) {
+  for (int64_t first = 0; first < pixels; first += kRun) {
+    const int64_t count = pixels - first < kRun ? pixels - first : kRun;
+    for (int64_t lane = 0; lane < lanes; lane += kLanes<T>) run(lane, first, count);
+  }
+}
+
+// The same with rows that need not follow each other: run(lane, y, first, count).
+template <class T, class Run>
+DA2S_INLINE void for_grid_runs(Size size, int64_t lanes, Run run) {
+  for (int64_t y = 0; y < size.height; ++y)
+    for_runs<T>(size.width, lanes,
+                [&](int64_t lane, int64_t first, int64_t count) { run(lane, y, first, count); });
+}
+
+// Calls run(y, lane) for every row and every vector of lanes.
+template <class T, class Run>
+DA2S_INLINE void for_rows(int64_t height, int64_t lanes, Run run) {
+  for (int64_t y = 0; y < height; ++y)
+    for (int64_t lane = 0; lane < lanes; lane += kLanes<T>) run(y, lane);
+}
+
+}  // namespace
+
+int64_t vector_bytes() { return kVectorBytes; }
+
+template <class T>
+void moments(const T* z, int64_t pixels, int64_t lanes, const T* pivot, double* sums,
+             double* squares) {
+  for_runs<T>(pixels, lanes, [=](int64_t lane, int64_t first, int64_t count) {
+    Vector<T> sum[2] = {}, square[2] = {};
+    const Vector<T> center = read(pivot + lane);
+    const T* at = z + first * lanes + lane;
+    int64_t i = 0;
+    for (; i + 2 <= count; i += 2)
+      for (int j = 0; j < 2; ++j) {
+        const Vector<T> value = read(at + (i + j) * lanes) - center;
+        sum[j] += value;
+        square[j] += value * value;
+      }
+    if (i < count) {
+      const Vector<T> value = read(at + i * lanes) - center;
+      sum[0] += value;
+      square[0] += value * value;
+    }
+    add_to<T>(sums + lane, sum[0] + sum[1]);
+    add_to<T>(squares + lane, square[0] + square[1]);
+  });
+}
+
+template <class T>
+void lane_sums(Grid<const T> g, int64_t pixels, int64_t lanes, double* sums) {
+  for_runs<T>(pixels, lanes, [=](int64_t lane, int64_t first, int64_t count) {
+    Vector<T> sum = {};
+    for (int64_t i = first; i < first + count; ++i) sum += read(g.data + i * g.pixel + lane);
+    add_to<T>(sums + lane, sum);
+  });
+}
+
+template <class T>
+void lane_products(Grid<const T> g, Grid<const T> z, Size size, int64_t lanes, const T* mean,
+                   double* products) {
+  for_grid_runs<T>(size, lanes, [=](int64_t lane, int64_t y, int64_t first, int64_t count) {
+    Vector<T> sum[2] = {};
+    const Vector<T> center = mean ? read(mean + lane) : Vector<T>{};
+    const T* left = g.at(y, first).data + lane;
+    const T* right = z.at(y, first).data + lane;
+    int64_t i = 0;
+    for (; i + 2 <= count; i += 2)
+      for (int j = 0; j < 2; ++j)
+        sum[j] += read(left + (i + j) * g.pixel) * (read(right + (i + j) * z.pixel) - center);
+    if (i < count) sum[0] += read(left + i * g.pixel) * (read(right + i * z.pixel) - center);
+    add_to<T>(products + lane, sum[0] + sum[1]);
+  });
+}
+
+template <class T>
+void mix(Grid<const T> z, Size size, int64_t lanes, const T* scale, const T* mean, Grid<T> out) {
+  for_grid_runs<T>(size, lanes, [=](int64_t lane, int64_t y, int64_t first, int64_t count) {
+    const Vector<T> factor = read(scale + lane);
+    const Vector<T> center = mean ? read(mean + lane) : Vector<T>{};
+    const T* from = z.at(y, first).data + lane;
+    T* to = out.at(y, first).data + lane;
+    for (int64_t i = 0; i < count; ++i)
+      write(to + i * out.pixel,
+            read(to + i * out.pixel) + factor * (read(from + i * z.pixel) - center));
+  });
+}
+
+template <class T>
+void norm_gradient(Grid<const T> g, const T* z, int64_t pixels, int64_t lanes,
+                   const NormGradient<T>& norm, T* out) {
+  for_runs<T>(pixels, lanes, [=](int64_t lane, int64_t first, int64_t count) {
+    const Vector<T> scale = read(norm.scale + lane);
+    if (!norm.shift) {
+      for (int64_t i = first; i < first + count; ++i)
+        write(out + i * lanes + lane, scale * read(g.data + i * g.pixel + lane));
+      return;
+    }
+    const Vector<T> mean = read(norm.mean + lane), shift = read(norm.shift + lane);
+    const Vector<T> slope = read(norm.slope + lane);
+    for (int64_t i = first; i < first + count; ++i) {
+      const Vector<T> centred = read(z + i * lanes + lane) - mean;
+      write(out + i * lanes + lane,
+            scale * (read(g.data + i * g.pixel + lane) - shift - centred * slope));
+    }
+  });
+}
+
+template <class T>
+void normalize(Grid<const T> z, Size size, int64_t lanes, const T* scale, const T* mean,
+               bool with_relu, Grid<T> out) {
+  for_rows<T>(size.height, lanes, [=](int64_t y, int64_t lane) {
+    const T* from = z.at(y, 0).data + lane;
+    T* to = out.at(y, 0).data + lane;
+    const Vector<T> factor = scale ? read(scale + lane) : splat(T{1});
+    const Vector<T> center = mean ? read(mean + lane) : Vector<T>{};
+    for (int64_t x = 0; x < size.width; ++x) {
+      Vector<T> value = read(from + x * z.pixel);
+      if (scale) value = factor * (value - center);
+      write(to + x * out.pixel, with_relu ? relu<T>(value) : value);
+    }
+  });
+}
+
+template <class T>
+void mask(Grid<const T> seen, Size size, int64_t lanes, Grid<T> g) {
+  for_rows<T>(size.height, lanes, [=](int64_t y, int64_t lane) {
+    const T* from = seen.at(y, 0).data + lane;
+    T* to = g.at(y, 0).data + lane;
+    for (int64_t x = 0; x < size.width; ++x) {
+      const Vector<T> value = read(to + x * g.pixel);
+      write(to + x * g.pixel, read(from + x * seen.pixel) <= 0 ? Vector<T>{} : value);
+    }
+  });
+}
+
+template <class T>
+void add(Grid<const T> in, Size size, int64_t lanes, Grid<T> out) {
+  for_rows<T>(size.height, lanes, [=](int64_t y, int64_t lane) {
+    const T* from = in.at(y, 0).data + lane;
+    T* to = out.at(y, 0).data + lane;
+    for (int64_t x = 0; x < size.width; ++x)
+      write(to + x * out.pixel, read(to + x * out.pixel) + read(from + x * in.pixel));
+  });
+}
+
+#define DA2S_INSTANTIATE(T)                                                                      \
+  template void moments(const T*, int64_t, int64_t, const T*, double*, double*);                 \
+  template void lane_sums(Grid<const T>, int64_t, int64_t, double*);                             \
+  template void lane_products(Grid<const T>, Grid<const T>, Size, int64_t, const T*, double*);   \
+  template void mix(Grid<const T>, Size, int64_t, const T*, const T*, Grid<T>);                  \
+  template void norm_gradient(Grid<const T>, const T*, int64_t, int64_t, const NormGradient<T>&, \
+                              T*);                                                               \
+  template void normalize(Grid<const T>, Size, int64_t, const T*, const T*, bool, Grid<T>);      \
+  template void mask(Grid<const T>, Size, int64_t, Grid<T>);                                     \
+  template void add(Grid<const T>, Size, int64_t, Grid<T>);
+DA2S_INSTANTIATE(float)
+DA2S_INSTANTIATE(double)
+
+}  // namespace da2s_fast::DA2S_ISA

@@ -1,0 +1,59 @@
+// How a batch is cut into groups of images (kernels.h) and those into chunks and blocks.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <numeric>
+
+#include "../parallel.h"
+
+namespace da2s_fast {
+
+// Sums over the batch are taken chunk by chunk and the chunks' added in order. How many there are
+// depends on the batch alone, so results do not depend on the number of threads.
+constexpr int64_t kMostChunks = 16;
+
+struct Images {
+  // `channels` times the images of a group make whole vectors of `vector` elements.
+  Images(int64_t batch, int64_t channels, int64_t vector)
+      : batch(batch),
+        per_group(vector / std::gcd(vector, channels)),
+        groups((batch + per_group - 1) / per_group),
+        chunks(std::min(groups, kMostChunks)) {}
+
+  int64_t batch;
+  int64_t per_group;
+  int64_t groups;
+  int64_t chunks;
+
+  int64_t first(int64_t chunk) const { return chunk * groups / chunks; }
+  // Images of a group that there are; the last group may be filled up.
+  int64_t valid(int64_t group) const { return std::min(per_group, batch - group * per_group); }
+  // Images of a chunk.
+  int64_t count(int64_t chunk) const {
+    return std::min(batch, first(chunk + 1) * per_group) - first(chunk) * per_group;
+  }
+};
+
+// Groups that are worked on together: one operation after the other on all of them, so that its
+// weights are read once.
+struct Block {
+  int64_t chunk;
+  int64_t begin, end;  // groups
+  int64_t groups() const { return end - begin; }
+  int64_t index(int64_t group) const { return group - begin; }
+};
+
+// Calls work(block, scratch) for all blocks of at most `size` groups, several at a time, with one
+// scratch = make_scratch() for each thread.
+template <class MakeScratch, class Work>
+void for_each_block(const Images& images, int64_t size, MakeScratch make_scratch, Work work) {
+  parallel_for(0, images.chunks, 1, [&](int64_t begin, int64_t end) {
+    auto scratch = make_scratch();
+    for (int64_t chunk = begin; chunk < end; ++chunk)
+      for (int64_t at = images.first(chunk); at < images.first(chunk + 1); at += size)
+        work(Block{chunk, at, std::min(at + size, images.first(chunk + 1))}, scratch);
+  });
+}
+
+}  // namespace da2s_fast

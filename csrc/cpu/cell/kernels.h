@@ -1,0 +1,138 @@
+// The inner loops of the cell, on plain pointers.
+//
+// Layout. All tensors inside a cell are (groups, rows, pixels, channels, images): a *group* is the
+// least number of images that makes channels * images a multiple of a vector, 1 where the channels
+// are one already. What a pixel has of a group, channels * images numbers, are its *lanes*. So no
+// loop has a remainder in its innermost dimension, whatever the number of channels. Everything that
+// works channel by channel (depthwise convolutions, pools, norms, sums) sees lanes only; values per
+// channel are repeated for every image once. A product over channels multiplies a channel's
+// `images` numbers, repeated to fill a vector, with a vector of weights.
+//
+// Rows and pixels may lie apart by more than they hold: inside a border of padding, among the
+// channels that bypass the operations, between the pixels that a stride skips.
+#pragma once
+
+#include <cstdint>
+
+#include "../isa.h"
+
+namespace da2s_fast {
+
+// A grid of pixels in memory; row and pixel are distances in elements.
+template <class T>
+struct Grid {
+  T* data;
+  int64_t row;
+  int64_t pixel;
+
+  operator Grid<const T>() const { return {data, row, pixel}; }
+  Grid at(int64_t y, int64_t x) const { return {data + y * row + x * pixel, row, pixel}; }
+};
+
+struct Size {
+  int64_t height;
+  int64_t width;
+  int64_t pixels() const { return height * width; }
+  bool operator==(const Size& other) const = default;
+};
+
+// A depthwise convolution; in starts at the first tap of the first output.
+struct Depthwise {
+  int64_t kernel;
+  int64_t dilation;
+  int64_t stride;
+  int64_t lanes;
+};
+
+// A tap of a dense convolution: how far its input pixel lies from the output's.
+constexpr int64_t kMostTaps = 9;
+struct Product {
+  int64_t images;
+  int64_t in_channels;
+  int64_t out_lanes;
+  int64_t taps = 1;
+  int64_t offsets[kMostTaps] = {};  // in elements of the input
+};
+
+// Numbers per lane with which a norm's gradient is made, see norm_gradient.
+template <class T>
+struct NormGradient {
+  const T* scale;
+  const T* mean;
+  const T* shift;  // null where the statistics are constants
+  const T* slope;
+};
+
+// How one image of a tensor (N, C, H, W) lies in memory, in elements.
+struct ImageStrides {
+  int64_t channel, row, pixel;
+};
+
+// clang-format off
+DA2S_DECLARE_SIMD(
+int64_t vector_bytes();
+
+// --- depthwise.simd.cpp ---------------------------------------------------------------------
+// out = sum over taps of in * weights (taps, lanes); adds to out if asked.
+template <class T> void depthwise(const Depthwise& conv, Grid<const T> in, const T* weights,
+                                  Grid<T> out, Size out_size, bool add);
+// sums (taps, lanes) += sum over outputs of in * gradient.
+template <class T> void depthwise_weights(const Depthwise& conv, Grid<const T> in,
+                                          Grid<const T> gradient, Size out_size, double* sums);
+
+// --- product.simd.cpp -----------------------------------------------------------------------
+// out = sum over taps and channels of in * weights (taps, in_channels, out_lanes).
+template <class T> void product(const Product& shape, Grid<const T> in, const T* weights,
+                                Grid<T> out, Size out_size, bool add);
+// sums (in_channels, out_lanes) += sum over pixels of in * gradient; one tap.
+template <class T> void product_weights(const Product& shape, Grid<const T> in,
+                                        Grid<const T> gradient, Size size, double* sums);
+
+// --- elementwise.simd.cpp -------------------------------------------------------------------
+// sums += sum (z - pivot), squares += sum (z - pivot)^2, per lane.
+template <class T> void moments(const T* z, int64_t pixels, int64_t lanes, const T* pivot,
+                                double* sums, double* squares);
+// sums += sum g, per lane.
+template <class T> void lane_sums(Grid<const T> g, int64_t pixels, int64_t lanes, double* sums);
+// products += sum g * (z - mean), per lane; mean may be null.
+template <class T> void lane_products(Grid<const T> g, Grid<const T> z, Size size, int64_t lanes,
+                                      const T* mean, double* products);
+// out += scale * (z - mean); mean may be null.
+template <class T> void mix(Grid<const T> z, Size size, int64_t lanes, const T* scale,
+                            const T* mean, Grid<T> out);
+// out = scale * (g - shift - (z - mean) * slope).
+template <class T> void norm_gradient(Grid<const T> g, const T* z, int64_t pixels, int64_t lanes,
+                                      const NormGradient<T>& norm, T* out);
+// out = scale * (z - mean), through ReLU if asked; mean null: out = z; scale null: no norm.
+template <class T> void normalize(Grid<const T> z, Size size, int64_t lanes, const T* scale,
+                                  const T* mean, bool relu, Grid<T> out);
+// g = 0 where seen, a ReLU's result, is not above 0; NaN lets gradients through.
+template <class T> void mask(Grid<const T> seen, Size size, int64_t lanes, Grid<T> g);
+// out += in.
+template <class T> void add(Grid<const T> in, Size size, int64_t lanes, Grid<T> out);
+
+// --- pool.simd.cpp --------------------------------------------------------------------------
+// Windows of kernel x kernel, `padding` cells before the first; cells outside do not take part.
+template <class T> void max_pool(Grid<const T> x, Size size, int64_t kernel, int64_t stride,
+                                 int64_t padding, int64_t lanes, Grid<T> out, Size out_size);
+template <class T> void average_pool(Grid<const T> x, Size size, int64_t stride, int64_t lanes,
+                                     Grid<T> out, Size out_size);
+// dx += gradient of the pool.
+template <class T> void max_pool_gradient(Grid<const T> x, Size size, int64_t kernel,
+                                          int64_t stride, int64_t padding, int64_t lanes,
+                                          Grid<const T> g, Size out_size, Grid<T> dx);
+template <class T> void average_pool_gradient(Size size, int64_t stride, int64_t lanes,
+                                              Grid<const T> g, Size out_size, Grid<T> dx);
+
+// --- transfer.simd.cpp ----------------------------------------------------------------------
+// `valid` images of a tensor, `image` elements apart, into a group of `images`, the rest zeros.
+template <class T, class Outer> void import_group(const Outer* from, const ImageStrides& at,
+    int64_t image, int64_t valid, int64_t images, int64_t channels, Size size, bool relu,
+    Grid<T> to);
+// The other way round.
+template <class T, class Outer> void export_group(Grid<const T> from, const ImageStrides& at,
+    int64_t image, int64_t valid, int64_t images, int64_t channels, Size size, Outer* to);
+)
+// clang-format on
+
+}  // namespace da2s_fast

@@ -1,0 +1,196 @@
+#include "layer.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace da2s_fast {
+
+template <class T>
+PackedLayer<T>::PackedLayer(const Layer& layer, Size size, int64_t images, int64_t border)
+    : layer_(layer), size_(size), images_(images), border_(border) {
+  const int64_t vector = DA2S_SIMD_CALL(vector_bytes) / sizeof(T);
+  in_lanes_ = (layer.in_channels * images + vector - 1) / vector * vector;
+}
+
+template <class T>
+Depthwise PackedLayer<T>::depthwise_shape(int64_t stride) const {
+  return {layer_.kernel, layer_.dilation, stride, in_lanes_};
+}
+
+template <class T>
+int64_t PackedLayer<T>::tap_offset(int64_t tap) const {
+  if (layer_.halves) return tap * (in_row() + in_lanes_);
+  return (tap / layer_.kernel - layer_.padding()) * in_row() +
+         (tap % layer_.kernel - layer_.padding()) * in_lanes_;
+}
+
+template <class T>
+Product PackedLayer<T>::product_shape() const {
+  Product shape{images_, layer_.in_channels, out_lanes(), layer_.taps_of_product()};
+  if (!layer_.separable)
+    for (int64_t tap = 0; tap < shape.taps; ++tap) shape.offsets[tap] = tap_offset(tap);
+  return shape;
+}
+
+// Calls visit(weight tensor, position in it, tap, in channel, out channel) for every weight of the
+// product over channels.
+template <class T>
+template <class Visit>
+void PackedLayer<T>::for_each_product_weight(Visit visit) const {
+  const int64_t in = layer_.in_channels, out = layer_.out_channels;
+  const int64_t taps = layer_.taps_of_product();
+  for (int64_t o = 0; o < out; ++o)
+    for (int64_t i = 0; i < in; ++i) {
+      if (layer_.halves) {
+        const int64_t half = o >= out / 2;
+        visit(half, (o - half * (out / 2)) * in + i, half, i, o);
+        continue;
+      }
+      for (int64_t tap = 0; tap < taps; ++tap)
+        visit(layer_.separable ? 1 : 0, (o * in + i) * taps + tap, tap, i, o);
+    }
+}
+
+template <class T>
+void PackedLayer<T>::pack(const std::vector<const T*>& weights, bool turned, Arena& arena) {
+  const int64_t in = layer_.in_channels, out = layer_.out_channels, lanes = out_lanes();
+  const int64_t products = layer_.taps_of_product() * in * lanes;
+  const int64_t transposed = layer_.taps_of_product() * out * in_lanes_;
+  if (layer_.separable) {
+    spatial_ = arena.take<T>(layer_.taps() * in_lanes_);
+    if (turned) turned_ = arena.take<T>(layer_.taps() * in_lanes_);
+  }
+  product_ = arena.take<T>(products);
+  if (turned) transposed_ = arena.take<T>(transposed);
+  if (product_ == nullptr) return;  // only counting
+  if (layer_.separable) {
+    const int64_t taps = layer_.taps();
+    for (int64_t tap = 0; tap < taps; ++tap)
+      for (int64_t lane = 0; lane < in_lanes_; ++lane) {
+        const T weight = weights[layer_.weight][lane / images_ * taps + tap];
+        spatial_[tap * in_lanes_ + lane] = weight;
+        if (turned) turned_[(taps - 1 - tap) * in_lanes_ + lane] = weight;
+      }
+  }
+  if (layer_.halves) std::memset(product_, 0, products * sizeof(T));
+  if (turned) std::memset(transposed_, 0, transposed * sizeof(T));
+  for_each_product_weight([&](int64_t tensor, int64_t at, int64_t tap, int64_t i, int64_t o) {
+    const T weight = weights[layer_.weight + tensor][at];
+    std::fill_n(product_ + (tap * in + i) * lanes + o * images_, images_, weight);
+    if (turned)
+      std::fill_n(transposed_ + (tap * out + o) * in_lanes_ + i * images_, images_, weight);
+  });
+}
+
+template <class T>
+Grid<T> PackedLayer<T>::inside(T* padded) const {
+  return Grid<T>{padded, in_row(), in_lanes_}.at(border_, border_);
+}
+
+template <class T>
+void PackedLayer<T>::forward(Grid<const T> in, T* middle, T* z) const {
+  const Size out = out_size();
+  const Grid<T> to{z, out.width * out_lanes(), out_lanes()};
+  if (!layer_.separable) {
+    const Grid<const T> strided{in.data, in.row * layer_.stride, in.pixel * layer_.stride};
+    DA2S_SIMD_CALL(product<T>, product_shape(), strided, product_, to, out, false);
+    return;
+  }
+  const Grid<T> between{middle, out.width * in_lanes_, in_lanes_};
+  DA2S_SIMD_CALL(depthwise<T>, depthwise_shape(layer_.stride),
+                 in.at(-layer_.padding(), -layer_.padding()), spatial_, between, out, false);
+  DA2S_SIMD_CALL(product<T>, product_shape(), between, product_, to, out, false);
+}
+
+template <class T>
+void PackedLayer<T>::backward(Grid<const T> in, const T* dz, const Scratch& scratch, T* dx,
+                              double* sums) const {
+  layer_.separable ? separable_backward(in, dz, scratch, dx, sums)
+                   : dense_backward(in, dz, scratch, dx, sums);
+}
+
+template <class T>
+void PackedLayer<T>::separable_backward(Grid<const T> in, const T* dz, const Scratch& scratch,
+                                        T* dx, double* sums) const {
+  const Size out = out_size();
+  const int64_t p = layer_.padding(), stride = layer_.stride;
+  const Grid<const T> window = in.at(-p, -p);
+  const Grid<const T> g{dz, out.width * out_lanes(), out_lanes()};
+  if (sums) {
+    const Grid<T> between{scratch.middle, out.width * in_lanes_, in_lanes_};
+    DA2S_SIMD_CALL(depthwise<T>, depthwise_shape(stride), window, spatial_, between, out, false);
+    DA2S_SIMD_CALL(product_weights<T>, product_shape(), between, g, out, sums + spatial_sums());
+  }
+  // The gradient of the depthwise result: spread out already at stride 1.
+  Product back{images_, layer_.out_channels, in_lanes_};
+  const Grid<T> spread = inside(scratch.spread);
+  Grid<T> gradient = spread;
+  if (stride > 1) gradient = {scratch.gradient, out.width * in_lanes_, in_lanes_};
+  DA2S_SIMD_CALL(product<T>, back, g, transposed_, gradient, out, false);
+  if (sums)
+    DA2S_SIMD_CALL(depthwise_weights<T>, depthwise_shape(stride), window, gradient, out, sums);
+  if (!dx) return;
+  if (stride > 1)
+    DA2S_SIMD_CALL(normalize<T>, gradient, out, in_lanes_, nullptr, nullptr, false,
+                   (Grid<T>{spread.data, spread.row * stride, spread.pixel * stride}));
+  DA2S_SIMD_CALL(depthwise<T>, depthwise_shape(1), spread.at(-p, -p), turned_,
+                 (Grid<T>{dx, size_.width * in_lanes_, in_lanes_}), size_, true);
+}
+
+template <class T>
+void PackedLayer<T>::dense_backward(Grid<const T> in, const T* dz, const Scratch& scratch, T* dx,
+                                    double* sums) const {
+  const Size out = out_size();
+  const Grid<const T> g{dz, out.width * out_lanes(), out_lanes()};
+  const Grid<const T> strided{in.data, in.row * layer_.stride, in.pixel * layer_.stride};
+  const Product one{images_, layer_.in_channels, out_lanes()};
+  const Product back{images_, layer_.out_channels, in_lanes_};
+  const int64_t taps = layer_.taps();
+  const Grid<T> whole{dx, size_.width * in_lanes_, in_lanes_};
+  // A single tap reads every pixel once: its gradient goes straight there.
+  const bool direct = taps == 1 && layer_.stride == 1;
+  const bool spread = dx && !direct;
+  if (spread) std::memset(scratch.spread, 0, padded() * sizeof(T));
+  for (int64_t tap = 0; tap < taps; ++tap) {
+    const int64_t offset = tap_offset(tap);
+    if (sums) {
+      Grid<const T> moved = strided;
+      moved.data += offset;
+      DA2S_SIMD_CALL(product_weights<T>, one, moved, g, out, sums + tap * product_sums());
+    }
+    if (!dx) continue;
+    Grid<T> to = direct ? whole : inside(scratch.spread);
+    to = {to.data + offset, to.row * layer_.stride, to.pixel * layer_.stride};
+    DA2S_SIMD_CALL(product<T>, back, g, transposed_ + tap * layer_.out_channels * in_lanes_, to,
+                   out, true);
+  }
+  if (!spread) return;
+  DA2S_SIMD_CALL(add<T>, inside(scratch.spread), size_, in_lanes_, whole);
+  std::memset(scratch.spread, 0, padded() * sizeof(T));
+}
+
+template <class T>
+void PackedLayer<T>::fold(const double* sums, int64_t chunk_stride, int64_t chunks,
+                          T* gradients) const {
+  // The images of a channel, and the chunks in their order.
+  const auto total = [&](int64_t first) {
+    double found = 0;
+    for (int64_t chunk = 0; chunk < chunks; ++chunk)
+      for (int64_t n = 0; n < images_; ++n) found += sums[chunk * chunk_stride + first + n];
+    return static_cast<T>(found);
+  };
+  const int64_t spatial = layer_.separable ? layer_.in_channels * layer_.taps() : 0;
+  for (int64_t i = 0; i < spatial; ++i)
+    gradients[i] = total(i % layer_.taps() * in_lanes_ + i / layer_.taps() * images_);
+  const int64_t half = layer_.out_channels / 2 * layer_.in_channels;
+  for_each_product_weight([&](int64_t tensor, int64_t at, int64_t tap, int64_t i, int64_t o) {
+    const int64_t start = layer_.halves ? tensor * half : spatial;
+    gradients[start + at] =
+        total(spatial_sums() + (tap * layer_.in_channels + i) * out_lanes() + o * images_);
+  });
+}
+
+template class PackedLayer<float>;
+template class PackedLayer<double>;
+
+}  // namespace da2s_fast

@@ -1,0 +1,77 @@
+// One layer of a cell on one group of images: ReLU's result in, features before the norm out.
+//
+// A separable layer's depthwise result stays in scratch memory in the second cache and is computed
+// again in backward instead of being kept. Its gradient with respect to the input is a depthwise
+// convolution again, of the gradient spread out by the stride between borders of zeros, with the
+// kernel turned around. A dense layer's is added tap by tap to where the tap had read.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "../workspace.h"
+#include "plan.h"
+
+namespace da2s_fast {
+
+// A layer for images of one size, with its weights in the orders the loops read them in.
+template <class T>
+class PackedLayer {
+ public:
+  // `images` in a group; inputs lie inside a border of `border` zeros.
+  PackedLayer(const Layer& layer, Size size, int64_t images, int64_t border);
+
+  // Packs the weights into memory from the arena; `turned` ones are needed by backward only.
+  void pack(const std::vector<const T*>& weights, bool turned, Arena& arena);
+
+  const Layer& layer() const { return layer_; }
+  Size in_size() const { return size_; }
+  Size out_size() const { return layer_.out_size(size_); }
+  int64_t in_lanes() const { return in_lanes_; }
+  int64_t out_lanes() const { return layer_.out_channels * images_; }
+  int64_t in_row() const { return (size_.width + 2 * border_) * in_lanes_; }
+  // Elements of an input with its border, of the features, of the sums of weight gradients.
+  int64_t padded() const { return (size_.height + 2 * border_) * in_row(); }
+  int64_t features() const { return out_size().pixels() * out_lanes(); }
+  int64_t sums() const { return spatial_sums() + layer_.taps_of_product() * product_sums(); }
+
+  // The image inside the border.
+  Grid<T> inside(T* padded) const;
+
+  // z from the image inside its border; `middle` holds out pixels * in lanes.
+  void forward(Grid<const T> in, T* middle, T* z) const;
+
+  struct Scratch {
+    T* middle;    // out pixels * in lanes
+    T* gradient;  // out pixels * in lanes
+    T* spread;    // padded(), zero between uses but for what backward itself writes
+  };
+  // Adds to dx, the gradient of the image, and to the weights' sums; either may be null.
+  void backward(Grid<const T> in, const T* dz, const Scratch& scratch, T* dx, double* sums) const;
+
+  // Gradients of the weights, one after the other as they lie in the list, from the chunks' sums.
+  void fold(const double* sums, int64_t chunk_stride, int64_t chunks, T* gradients) const;
+
+ private:
+  int64_t spatial_sums() const { return layer_.separable ? layer_.taps() * in_lanes_ : 0; }
+  int64_t product_sums() const { return layer_.in_channels * out_lanes(); }
+  Depthwise depthwise_shape(int64_t stride) const;
+  Product product_shape() const;
+  int64_t tap_offset(int64_t tap) const;
+  template <class Visit>
+  void for_each_product_weight(Visit visit) const;
+  void separable_backward(Grid<const T> in, const T* dz, const Scratch& scratch, T* dx,
+                          double* sums) const;
+  void dense_backward(Grid<const T> in, const T* dz, const Scratch& scratch, T* dx,
+                      double* sums) const;
+
+  const Layer& layer_;
+  Size size_;
+  int64_t images_, border_, in_lanes_;
+  T* spatial_ = nullptr;     // (taps, in lanes)
+  T* turned_ = nullptr;      // the same, last tap first
+  T* product_ = nullptr;     // (taps, in channels, out lanes)
+  T* transposed_ = nullptr;  // (taps, out channels, in lanes)
+};
+
+}  // namespace da2s_fast

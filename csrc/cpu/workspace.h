@@ -1,0 +1,51 @@
+// Memory for what lives within one operator call, kept from call to call: fresh memory costs a page
+// fault every few thousand bytes, more than the kernels need to fill it.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace da2s_fast {
+
+// A block of at least `bytes`, aligned to a cache line, returned to the pool at the end of its
+// life. Its content is whatever the last user left.
+class Workspace {
+ public:
+  explicit Workspace(size_t bytes);
+  ~Workspace();
+  Workspace(const Workspace&) = delete;
+  Workspace& operator=(const Workspace&) = delete;
+
+  void* data() const { return data_; }
+
+ private:
+  void* data_;
+  size_t bytes_;
+};
+
+// What all blocks hold together, in use or not.
+int64_t workspace_bytes();
+
+// Gives blocks that are not in use back to the system.
+void release_workspaces();
+
+// Takes pieces of a block, one after the other; without a block it only counts.
+class Arena {
+ public:
+  explicit Arena(void* data = nullptr) : data_(static_cast<char*>(data)) {}
+
+  template <class T>
+  T* take(int64_t count) {
+    T* piece = reinterpret_cast<T*>(data_ + used_);
+    used_ += (count * sizeof(T) + kLine - 1) / kLine * kLine;
+    return data_ == nullptr ? nullptr : piece;
+  }
+  size_t used() const { return used_; }
+
+ private:
+  static constexpr size_t kLine = 64;
+  char* data_;
+  size_t used_ = 0;
+};
+
+}  // namespace da2s_fast

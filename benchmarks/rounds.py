@@ -48,7 +48,7 @@ class Job:
 
 
 def measure(
-    benchmark: Any,
+    repeat: Callable[..., object],
     jobs: Sequence[Job],
     *,
     rounds: int,
@@ -58,7 +58,7 @@ def measure(
     """Prepare all rows, then time them in turn.
 
     Args:
-        benchmark: pytest-benchmark's fixture; it counts the rounds and keeps all numbers.
+        repeat: called with a round and `rounds`, runs it so often: pytest-benchmark's `pedantic`.
         jobs: the rows.
         rounds: at least so many; more where they are short.
         device: "cpu" or "cuda".
@@ -101,10 +101,8 @@ def measure(
 
         one = sum(job.result.prepared.seconds for _, job in running if job.result.prepared)
         count = max(rounds, min(_MOST_ROUNDS, int(_ENOUGH_SECONDS / max(one, 0.3 * len(jobs)))))
-        benchmark.pedantic(one_round, rounds=count)
-    found = Measurement([job.result for job in jobs], rates)
-    benchmark.extra_info.update(found.as_json())
-    return found
+        repeat(one_round, rounds=count)
+    return Measurement([job.result for job in jobs], rates)
 
 
 def _check(jobs: Sequence[Job]) -> None:

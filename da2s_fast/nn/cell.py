@@ -8,8 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from da2s_fast.nn.engine import CellModule
 from da2s_fast.nn.mixed_op import DARTS_PRIMITIVES, MixedOp, channel_shuffle
 from da2s_fast.nn.operations import FactorizedReduce, ReLUConvBN
+from da2s_fast.nn.recognize import Recognized, recognize
 from da2s_fast.ops import mixed_sum
 
 
@@ -70,7 +72,7 @@ def node_sum(edges: Sequence[MixedOp], states: Sequence[Tensor], mixture: Mixtur
     return channel_shuffle(torch.cat([mixed, bypass], dim=1), groups)
 
 
-class Cell(nn.Module):
+class Cell(CellModule):
     """Search cell of DARTS: two inputs, `steps` nodes, the last `multiplier` concatenated.
 
     Constructor, `forward` and state dict keys are those of DARTS-family code.
@@ -86,6 +88,8 @@ class Cell(nn.Module):
         primitives: see `MixedOp`.
         partial_channels: see `MixedOp`.
     """
+
+    __constants__ = ("reduction", "_steps", "_multiplier")
 
     def __init__(  # noqa: PLR0917 - the order of DARTS-family code
         self,
@@ -137,9 +141,23 @@ class Cell(nn.Module):
             weights2: g, (edges,), as in PC-DARTS; without it every edge counts 1.
         """
         mixture = weights if isinstance(weights, Mixture) else Mixture(weights, weights2)
+        fused = self.fused([s0, s1], *mixture)
+        if fused is not None:
+            return fused
         states = [self.preprocess0(s0), self.preprocess1(s1)]
         run_nodes(self._ops, states, mixture, self._steps)
         return torch.cat(states[-self._multiplier :], dim=1)
+
+    def recognize(self) -> Recognized | str:
+        """See `CellModule`."""
+        return recognize(
+            (self.preprocess0, self.preprocess1),
+            list(self._ops),
+            edge_type=MixedOp,
+            reduction=self.reduction,
+            nodes=self._steps,
+            outputs=self._multiplier,
+        )
 
 
 def run_nodes(edges: nn.ModuleList, states: list[Tensor], mixture: Mixture, steps: int) -> None:

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from da2s_fast.errors import UserError
+from da2s_fast.nn.engine import CellModule
 from da2s_fast.nn.hooks import has_hooks
 from da2s_fast.nn.operations import NormalizedSequential, create_operation
+from da2s_fast.nn.recognize import Recognized, recognize
 from da2s_fast.ops import mixed_sum
 
 DARTS_PRIMITIVES = (
@@ -66,7 +68,7 @@ def _offers_features(operation: type) -> bool:
     return False
 
 
-class MixedOp(nn.Module):
+class MixedOp(CellModule):
     """y = sum_o p_o op_o(x) over the candidates of one edge (DARTS, eq. 2).
 
     A drop-in for the class of that name in DARTS-family code: the same constructor, the same
@@ -87,6 +89,8 @@ class MixedOp(nn.Module):
         UserError: K does not divide C, or an operation is unknown.
     """
 
+    __constants__ = ("channels", "stride", "partial_channels")
+
     def __init__(
         self,
         C: int,
@@ -102,6 +106,7 @@ class MixedOp(nn.Module):
                 f"partial_channels={partial_channels} does not divide {C} channels; choose a "
                 "divisor of the channel count"
             )
+        self.channels = C
         self.stride = stride
         self.partial_channels = partial_channels
         self._ops = nn.ModuleList()
@@ -123,11 +128,22 @@ class MixedOp(nn.Module):
         Returns:
             (N, C, ceil(H / stride), ceil(W / stride)).
         """
+        fused = self.fused([x], weights.unsqueeze(0), None)
+        if fused is not None:
+            return fused
         outputs, norms = self.candidates(x)
         mixed = mixed_sum(outputs, weights, norms)
         if self.partial_channels == 1:
             return mixed
         return channel_shuffle(torch.cat([mixed, self.bypass(x)], dim=1), self.partial_channels)
+
+    def recognize(self) -> Recognized | str:
+        """See `CellModule`."""
+        if self.stride not in (1, 2):
+            return f"the stride is {self.stride}"
+        return recognize(
+            (), (self,), edge_type=MixedOp, reduction=self.stride == 2, nodes=1, outputs=1
+        )
 
     def candidates(
         self, x: Tensor, active: Sequence[int] | None = None

@@ -10,8 +10,11 @@ from torch import Tensor, nn
 from da2s_fast.errors import UserError
 from da2s_fast.nn.architecture import ArchitectureParameters
 from da2s_fast.nn.cell import Cell, Mixture, run_nodes
+from da2s_fast.nn.engine import CellModule
 from da2s_fast.nn.mixed_op import MixedOp
+from da2s_fast.nn.recognize import Recognized, recognize
 from da2s_fast.nn.stem import cifar_stem, imagenet_stems
+from da2s_fast.ops.cell.memory import MemoryChoice
 
 IMAGENET_SIZE = 128
 """Images from this height on go through the ImageNet stem, which divides it by 8."""
@@ -27,10 +30,23 @@ class _SuperNetwork(nn.Module):
     """
 
     memory_format = torch.contiguous_format
+    _memory: MemoryChoice = "auto"
 
     def __init__(self, architecture: ArchitectureParameters) -> None:
         super().__init__()
         self.architecture = architecture
+
+    @property
+    def memory(self) -> MemoryChoice:
+        """What the cells keep for the backward pass, see `MemoryChoice`; "auto" at first."""
+        return self._memory
+
+    @memory.setter
+    def memory(self, choice: MemoryChoice) -> None:
+        self._memory = choice
+        for cell in self.modules():
+            if isinstance(cell, Cell | DenseCell):
+                cell.memory = choice
 
     def weights(self) -> list[nn.Parameter]:
         """The network's own parameters, for the weight optimizer."""
@@ -133,8 +149,10 @@ class SuperNetwork(_SuperNetwork):
         return self.classifier(self.global_pooling(s1).flatten(1))
 
 
-class DenseCell(nn.Module):
+class DenseCell(CellModule):
     """NAS-Bench-201's cell: one input, every node fed by all before it, the last is the output."""
+
+    __constants__ = ("_steps",)
 
     def __init__(
         self, channels: int, nodes: int, *, primitives: Sequence[str], partial_channels: int = 1
@@ -155,9 +173,18 @@ class DenseCell(nn.Module):
 
     def forward(self, x: Tensor, mixture: Mixture) -> Tensor:
         """(N, C, H, W) to (N, C, H, W)."""
+        fused = self.fused([x], *mixture)
+        if fused is not None:
+            return fused
         states = [x]
         run_nodes(self._ops, states, mixture, self._steps)
         return states[-1]
+
+    def recognize(self) -> Recognized | str:
+        """See `CellModule`."""
+        return recognize(
+            (), list(self._ops), edge_type=MixedOp, reduction=False, nodes=self._steps, outputs=1
+        )
 
 
 class ResidualBlock(nn.Module):

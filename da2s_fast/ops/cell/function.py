@@ -247,6 +247,15 @@ def mismatch(
     return None
 
 
+def unavailable(x: Tensor) -> str | None:
+    """Say why no call with this input can go to the compiled CPU operator: the first question."""
+    if not HAS_CPU_KERNEL:
+        return "the compiled CPU library is not there (`da2s info` says why)"
+    if torch.is_autocast_enabled("cpu"):
+        return "autocast computes convolutions in a type it does not take"
+    return None if x.is_cpu else f"a tensor is on {x.device}"
+
+
 def cpu_reason(  # noqa: PLR0917 - as the operator
     inputs: Sequence[Tensor],
     p: Tensor,
@@ -257,11 +266,10 @@ def cpu_reason(  # noqa: PLR0917 - as the operator
     frozen: Sequence[int],
 ) -> str | None:
     """Say why the compiled CPU operator cannot run what fits together; None where it can."""
-    if not HAS_CPU_KERNEL:
-        return "the compiled CPU library is not there (`da2s info` says why)"
-    if torch.is_autocast_enabled("cpu"):
-        return "autocast computes convolutions in a type it does not take"
     x = inputs[-1]
+    reason = unavailable(x)
+    if reason is not None:
+        return reason
     mixture = [p] if g is None else [p, g]
     for tensor in (*inputs, *mixture, *weights, *running):
         if not tensor.is_cpu:

@@ -8,7 +8,7 @@ import pytest
 from benchmarks import exactness
 from benchmarks.cases import our_rows
 from benchmarks.measure import DEVICES
-from benchmarks.networks import DA2S
+from benchmarks.networks import DA2S, TITLES
 from benchmarks.process import Process
 from benchmarks.search_step import PARTS, STEPS, SearchStep
 from benchmarks.tables import Table, seconds
@@ -21,12 +21,16 @@ def bench_search_step(benchmark, options, publish, device):
     process = Process(partial(SearchStep, device, options.batch))
     found: list[dict[str, dict[str, float]]] = []
     try:
+        operators = process.call("operators")
         benchmark.pedantic(
             lambda: found.append(process.call("measure")), rounds=max(options.rounds, 1)
         )
     finally:
         process.close()
-    publish(parts_table(f"complete search step, DA2S, batch {options.batch}, {device}", found))
+    title = f"complete step of da2s search: {TITLES[DA2S]}, batch {options.batch}, {device}"
+    table = parts_table(title, found)
+    table.notes.append(f"fused operators called: {', '.join(operators) or 'none'}")
+    publish(table)
     benchmark.extra_info["rounds"] = found
 
 
@@ -45,7 +49,7 @@ def parts_table(title: str, found: list[dict[str, dict[str, float]]]) -> Table:
     sums = [sum(medians[step, part] for part in PARTS) for step in STEPS]
     table.rows.append(["all", *map(seconds, sums), "100%"])
     table.notes.append(
-        f"medians of {len(found)} rounds; the batches of both steps are data of the first"
+        f"medians of {len(found)} rounds; the search draws both batches in front of both steps"
     )
     return table
 

@@ -72,7 +72,7 @@ class Measurement:
                 "operations": result.operations,
                 "least_bytes": result.least_bytes,
                 "failure": result.failure,
-                **(vars(result.prepared) if result.prepared else {}),
+                "first_step": vars(result.prepared) if result.prepared else None,
             }
             for result in self.results
         }

@@ -16,6 +16,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
+from benchmarks.subject import FusedOperators
 from da2s_fast.data import ImageData
 from da2s_fast.search import architect
 from da2s_fast.search import session as sessions
@@ -47,7 +48,6 @@ class SearchStep:
     Args:
         device: "cpu" or "cuda".
         batch: images per step.
-        memory: of the super-network, where it offers the choice; its default by default.
         settings: replaces settings of the search.
     """
 
@@ -63,11 +63,15 @@ class SearchStep:
         given: dict[str, Any] = {"cells": 8, "channels": 16, "epochs": _EPOCHS} | settings
         wanted = SearchSettings(method="da2s", batch_size=batch, device=device, **given)
         self.session = SearchSession(wanted.resolved(data), data)
-        if memory is not None:
-            self.session.network.memory = memory  # type: ignore[assignment]
         self.session.begin_epoch(_EPOCHS // 2)
         self.session.network.train()
-        self.measure()
+        with FusedOperators() as seen:
+            self.measure()
+        self._operators = tuple(sorted(seen.names))
+
+    def operators(self) -> tuple[str, ...]:
+        """Fused operators that both steps call."""
+        return self._operators
 
     def measure(self) -> dict[str, dict[str, float]]:
         """Seconds of every part, for the architecture step and the weight step."""
@@ -77,11 +81,11 @@ class SearchStep:
             for context in _wrapped(session, clock):
                 stack.enter_context(context)
             with clock.step() as parts:
+                # The search draws the batch of the weight step first, for the second order.
                 train = session.weight_loader.next_batch()
                 session.arch_step(train, session.arch_loader.next_batch())
             found["architecture"] = dict(parts)
             with clock.step() as parts:
-                # The search draws one batch for both steps; here it was counted above.
                 session.weight_step(train)
                 session.scaler.update()
             found["weights"] = dict(parts)

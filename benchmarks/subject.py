@@ -120,7 +120,7 @@ class Subject:
         """Run a tiny step, then the first one at full size, and note its memory."""
         warm_up = self.warm_up or self.step
         warm_up(_TINY)
-        with _FusedOperators() as seen:
+        with FusedOperators() as seen:
             warm_up(_TINY)
         self.inputs(batch)
         memory = PeakMemory(self.device)
@@ -163,7 +163,7 @@ class Subject:
         return self._inputs[key]
 
 
-class _FusedOperators(TorchDispatchMode):
+class FusedOperators(TorchDispatchMode):
     """Notes which of this package's operators are called."""
 
     def __init__(self) -> None:

@@ -88,11 +88,11 @@ def _cells(measurement: Measurement, result: Result, base: Result | None) -> lis
 def limit_note(measurement: Measurement) -> str:
     """What the limit is made of, with the first row's operations and bytes."""
     first, rate = measurement.results[0], measurement.rate
-    worst = min(r.operations for r in measurement.rates)
+    worst = min(r.operations for r in measurement.rates) / 1e9
     return (
-        f"limit: {first.operations / 1e9:,.1f} GFLOP at {rate.operations / 1e9:,.0f} GFLOP/s "
-        f"(sgemm; slowest round {worst / 1e9:,.0f}) + {first.least_bytes / 1e9:,.2f} GB at "
-        f"{rate.bytes / 1e9:,.1f} GB/s (copy) = "
+        f"limit of the first row: {first.operations / 1e9:,.1f} GFLOP at "
+        f"{rate.operations / 1e9:,.0f} GFLOP/s (sgemm; slowest round {worst:,.0f}) + "
+        f"{first.least_bytes / 1e9:,.2f} GB at {rate.bytes / 1e9:,.1f} GB/s (copy) = "
         f"{seconds(rate.seconds(first.operations, first.least_bytes))}; "
         f"{len(measurement.rates)} rounds"
     )
@@ -105,8 +105,9 @@ def operator_notes(measurement: Measurement) -> list[str]:
         if result.row.engine == "ours" and result.prepared:
             used.setdefault(result.prepared.operators, []).append(result.row.name)
     return [
-        f"fused operators called by {'; '.join(names)}: {', '.join(operators) or 'none'}"
+        f"fused operators called{by}: {', '.join(operators) or 'none'}"
         for operators, names in used.items()
+        for by in [f" by {'; '.join(names)}" if len(used) > 1 else ""]
     ]
 
 

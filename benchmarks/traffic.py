@@ -7,11 +7,12 @@ once per stage that needs it; what happens between two barriers stays in cache.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import prod
 
 from da2s_fast.nn.topology import CellTopology
 from da2s_fast.ops.cell.cost import Size, Stage, stages
-from da2s_fast.ops.cell.plan import CellPlan
+from da2s_fast.ops.cell.plan import CellPlan, PreprocessKind
 from da2s_fast.spaces import SearchSpace
 
 ELEMENT = 4
@@ -44,7 +45,7 @@ def search_network(
             ("reduce" if reduced else "conv", "conv"),
             partial_channels,
         )
-        found = stages(plan, 1, (before[0], before[1]), element=ELEMENT)
+        found = stages(plan, 1, before, element=ELEMENT)
         # The stem's output needs no gradient then, nor does what only leads there.
         idle = [] if needs_weights else [range(2), range(1), range(0)][min(index, 2)]
         total += sum(stage.bytes for stage in found if not _useless(stage, idle))
@@ -65,32 +66,31 @@ def _useless(stage: Stage, idle: Sequence[int]) -> bool:
 
 
 def _nas_bench_201(space: SearchSpace, channels: int, cells: int, image_size: int) -> int:
-    # A dense convolution moves what a dilated one moves.
-    stand_ins = {"nor_conv_1x1": "dil_conv_3x3", "nor_conv_3x3": "dil_conv_5x5"}
-    primitives = [stand_ins.get(name, name) for name in space.primitives]
     total = _stem(image_size, Size(channels, image_size, image_size), True)
     for stage in range(3):
         if stage:
             halved = image_size // 2
             before, after = channels * image_size**2, 2 * channels * halved**2
             # Two convolutions and the shortcut's, whose input is the pooled one.
-            total += ELEMENT * (_conv(before, after) + _conv(after, after) + _conv(before, after))
+            total += ELEMENT * (2 * _conv(before, after) + _conv(after, after))
             channels, image_size = 2 * channels, halved
-        plan = CellPlan(channels, tuple(primitives), space.nodes, False, ("conv",))  # type: ignore[arg-type]
-        total += cells * _edges_only(plan, Size(channels, image_size, image_size))
+        plan = CellPlan(
+            channels,
+            space.primitives,
+            space.nodes,
+            False,
+            ("identity",),
+            output_nodes=1,
+            pool_norm=False,
+        )
+        total += cells * _cell(plan, [Size(channels, image_size, image_size)])
     return total + _head(Size(channels, image_size, image_size))
 
 
 def mixed_op(primitives: Sequence[str], channels: int, stride: int, image_size: int) -> int:
     """Bytes per image of one edge and the node it feeds."""
-    plan = CellPlan(channels, tuple(primitives), 1, stride == 2, ("conv",))  # type: ignore[arg-type]
-    return _edges_only(plan, Size(channels, image_size, image_size))
-
-
-def _edges_only(plan: CellPlan, size: Size) -> int:
-    """A cell with one input that is not preprocessed."""
-    found = stages(plan, 1, (size, size), element=ELEMENT)
-    return sum(stage.bytes for stage in found if not stage.name.startswith("preprocess"))
+    plan = CellPlan(channels, tuple(primitives), 1, stride == 2, ("identity",))
+    return _cell(plan, [Size(channels, image_size, image_size)])
 
 
 def derived_network(
@@ -99,35 +99,34 @@ def derived_network(
     """Bytes per image of a derived network's training step."""
     size = Size(3 * channels, image_size, image_size)
     total = _stem(image_size, size, True)
-    before = [size, size]
+    before, reduced = [size, size], False
     for index in range(cells):
         reduction = index in (cells // 3, 2 * cells // 3)
         channels *= 2 if reduction else 1
         topology = reduce if reduction else normal
-        side = before[1].height
-        after = -(-side // 2) if reduction else side
-        x, one = channels * side * side, channels * after * after
-        elements = sum(_conv(prod(size), x) for size in before)
-        for source in {edge.source for edge in topology.edges}:
-            here = x if source < topology.inputs else one
-            kept = [edge.operation for edge in topology.edges if edge.source == source]
-            elements += _derived_bundle(kept, here, one, reduction and source < topology.inputs)
-        elements += len(topology.nodes) * one
-        total += ELEMENT * elements
-        before = [before[1], Size(len(topology.concat) * channels, after, after)]
+        total += _cell(_cut(topology, channels, reduction, reduced), before)
+        side = -(-before[1].height // 2) if reduction else before[1].height
+        before = [before[1], Size(len(topology.concat) * channels, side, side)]
+        reduced = reduction
     return total + _head(before[1])
 
 
-def _derived_bundle(kept: Sequence[str], x: int, one: int, halved: bool) -> int:
-    """The kept edges that leave one state, in elements; reading their z at the nodes included."""
-    halves = sum(name.startswith("sep_conv") for name in kept)
-    convs = halves + sum(name.startswith("dil_conv") for name in kept)
-    convs += halved * kept.count("skip_connect")
-    z = (convs + len({name for name in kept if "pool" in name})) * one
-    forward = (x if z else 0) + z + 2 * halves * one
-    node = len(kept) * one
-    backward = 2 * (z + len(kept) * one) + 4 * halves * one + (4 if halves else 2) * x
-    return forward + node + backward
+def _cut(topology: CellTopology, channels: int, reduction: bool, reduced: bool) -> CellPlan:
+    """A derived cell as a search cell of which only the kept operations run."""
+    names = tuple(sorted({edge.operation for edge in topology.edges}))
+    kept = {
+        (edge.source, topology.inputs + node): names.index(edge.operation)
+        for node, edges in enumerate(topology.nodes)
+        for edge in edges
+    }
+    kinds: tuple[PreprocessKind, PreprocessKind] = ("reduce" if reduced else "conv", "conv")
+    whole = CellPlan(channels, names, len(topology.nodes), reduction, kinds, pool_norm=False)
+    pairs = [(edge.source, edge.target) for edge in whole.edges]
+    return replace(whole, active=tuple((kept[pair],) if pair in kept else () for pair in pairs))
+
+
+def _cell(plan: CellPlan, inputs: Sequence[Size]) -> int:
+    return sum(stage.bytes for stage in stages(plan, 1, inputs, element=ELEMENT))
 
 
 def _conv(x: int, z: int, input_gradient: bool = True) -> int:

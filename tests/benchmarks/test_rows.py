@@ -1,0 +1,200 @@
+"""What a row computes, and that no speed is reported for results that are wrong."""
+
+import copy
+import pickle
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+
+from benchmarks import bench_super_network, eager, exactness, rounds
+from benchmarks.cases import (
+    EAGER,
+    Case,
+    Derived,
+    Edge,
+    Row,
+    SearchNetwork,
+    all_rows,
+    half_steps,
+    our_rows,
+)
+from benchmarks.compiled import compiled_subject
+from benchmarks.conftest import Options
+from benchmarks.limits import Limits
+from benchmarks.process import RowFailed
+from da2s_fast.nn import Cell
+from tests.nn import reference
+from tests.ops.compare import Mismatch
+
+SMALL = SearchNetwork("da2s", "da2s", channels=4, cells=3, image_size=8)
+PARTIAL = SearchNetwork("darts", "pc-darts", channels=8, cells=3, partial_channels=4, image_size=8)
+DENSE = SearchNetwork("nas-bench-201", "da2s", channels=4, cells=1, image_size=8)
+CASES = {
+    "da2s": SMALL,
+    "pc-darts": PARTIAL,
+    "nas-bench-201": DENSE,
+    "edge": Edge(4, 2, 8),
+    "derived": Derived(channels=4, cells=3, image_size=8),
+}
+
+
+class InProcess:
+    """Stands in for `Process`: the same calls, here."""
+
+    def __init__(self, build):
+        self.subject = pickle.loads(pickle.dumps(build))()
+
+    def call(self, name, *arguments, limit=None):
+        return getattr(self.subject, name)(*arguments)
+
+    def close(self):
+        pass
+
+
+class Benchmark:
+    """Stands in for pytest-benchmark's fixture."""
+
+    def __init__(self):
+        self.extra_info = {}
+        self.rounds = 0
+
+    def pedantic(self, function, args=(), kwargs=None, rounds=1):
+        for _ in range(rounds):
+            self.rounds += 1
+            result = function(*args, **(kwargs or {}))
+        return result
+
+
+@pytest.fixture
+def processes(monkeypatch):
+    monkeypatch.setattr(rounds, "Process", InProcess)
+    monkeypatch.setattr(rounds, "Limits", partial(Limits, side=32, copied=1 << 16))
+    monkeypatch.setattr(rounds, "_MOST_ROUNDS", 2)
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_rows_equal_eager(case: Case) -> None:
+    rows = all_rows(case)
+    if isinstance(case, SearchNetwork):
+        rows += half_steps(our_rows(case))
+    exactness.check(case, rows)
+
+
+def wrong(where: str):
+    """A cell that is off by a hundred-thousandth."""
+    right = Cell.forward
+
+    class Scaled(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient * (1 + 1e-5)
+
+    def forward(self, *inputs):
+        output = right(self, *inputs)
+        if where == "float32" and output.dtype != torch.float32:
+            return output
+        return Scaled.apply(output) if where == "gradient" else output * (1 + 1e-5)
+
+    return forward
+
+
+@pytest.mark.parametrize("where", ["output", "gradient", "float32"])
+def test_wrong_results_are_not_timed(monkeypatch, processes, where: str) -> None:
+    monkeypatch.setattr(Cell, "forward", wrong(where))
+    benchmark = Benchmark()
+    with pytest.raises(Mismatch):
+        bench_super_network.run(benchmark, Options(1, 2, 0), SMALL, all_rows(SMALL), "cpu")
+    assert not benchmark.rounds
+    assert not benchmark.extra_info
+
+
+def test_results_that_are_wrong_at_full_size_only_are_not_timed(monkeypatch, processes) -> None:
+    monkeypatch.setattr(exactness, "check", lambda *_: None)
+    right = Cell.forward
+    monkeypatch.setattr(Cell, "forward", lambda self, *inputs: 1.1 * right(self, *inputs))
+    with pytest.raises(Mismatch, match="at full size"):
+        bench_super_network.run(Benchmark(), Options(1, 2, 0), SMALL, all_rows(SMALL), "cpu")
+
+
+def test_a_table_of_interleaved_rounds(monkeypatch, processes) -> None:
+    monkeypatch.setitem(bench_super_network.TITLES, SMALL, "small")
+    benchmark, tables = Benchmark(), []
+    bench_super_network.bench_super_network(
+        benchmark, Options(2, 2, 0), tables.append, SMALL, "cpu"
+    )
+    rows = [*all_rows(SMALL), *half_steps(our_rows(SMALL))]
+    assert [cells[0] for cells in tables[0].rows] == [row.name for row in rows]
+    assert benchmark.rounds >= 2
+    assert {len(row["seconds"]) for row in benchmark.extra_info["rows"].values()} == {
+        benchmark.rounds
+    }
+    assert tables[0].rows[0][3] == "1.00x"
+    assert any("extrapolated, not measured" in note for note in tables[0].notes)
+    assert "| eager |" in tables[0].markdown()
+
+
+def test_rivals_that_fail_are_reported_and_ours_are_not_excused(monkeypatch, processes) -> None:
+    def fails_for(name):
+        def call(self, method, *arguments, limit=None):
+            if getattr(self.subject, "engine", None) == name and method == "prepare":
+                raise RowFailed("its process ended with exit code -9")
+            return getattr(self.subject, method)(*arguments)
+
+        return call
+
+    def subject(self, row, device="cpu"):
+        found = build(self, row, device)
+        found.engine = row.engine
+        return found
+
+    build = SearchNetwork.subject
+    monkeypatch.setattr(SearchNetwork, "subject", subject)
+    rows = [EAGER, our_rows(SMALL)[0]]
+    monkeypatch.setattr(InProcess, "call", fails_for("eager"))
+    found = bench_super_network.run(Benchmark(), Options(1, 2, 0), SMALL, rows, "cpu")
+    assert "exit code -9" in found.results[0].failure
+    assert found.results[1].seconds
+    monkeypatch.setattr(InProcess, "call", fails_for("ours"))
+    with pytest.raises(RowFailed):
+        bench_super_network.run(Benchmark(), Options(1, 2, 0), SMALL, rows, "cpu")
+
+
+def test_half_a_step_computes_half_of_the_gradients() -> None:
+    for row in half_steps([Row("ours", "ours")]):
+        _, gradients = SMALL.subject(row).step(2)
+        arch = {name.split(".")[0] for name in gradients} & {"alpha", "beta"}
+        if row.wanted == "architecture":
+            assert arch == {"alpha", "beta"}
+            assert len(gradients) == 4
+        else:
+            assert not arch
+
+
+def test_published_forms_equal_the_reference() -> None:
+    network = reference.Network(8, 10, 3, ("skip_connect", "sep_conv_3x3"), K=4).double()
+    subject = replace(PARTIAL, space="da2s").subject(EAGER)
+    kinds = ("normal", "reduce")
+    arch = [torch.rand(14, 2, dtype=torch.double) for _ in kinds]
+    mixtures = eager.mixtures(arch, kinds, "darts", (2, 3, 4, 5))
+    x = torch.randn(2, 3, 8, 8, dtype=torch.double)
+    published = eager.as_published(copy.deepcopy(network))
+    assert list(published.state_dict()) == list(network.state_dict())
+    torch.testing.assert_close(published(x, mixtures), network(x, mixtures))
+    names = [type(module).__name__ for module in subject.module.modules()]
+    assert "PartialMixedOp" in names
+    assert "FactorizedReduce" in names
+    assert "Reduce" not in names
+    assert "MixedOp" not in names
+
+
+def test_compiled_cells_compute_the_same(monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(torch, "compile", lambda module, dynamic: module)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")
+    subject = compiled_subject(SMALL, EAGER, "cpu", str(tmp_path))
+    assert subject.prepare(2).norms == SMALL.subject(EAGER).prepare(2).norms

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -93,14 +92,17 @@ def run(  # noqa: PLR0917 - as the operator
 ) -> tuple[Tensor, Tensor]:
     """`cell` by the compiled operator, without checks."""
     x = inputs[-1]
-    code = encoded(plan)
     save = False
     learned = (*inputs, p, *(() if g is None else (g,)), *weights)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in learned):
         # Plain numbers: under a compiler's dynamic shapes this fixes the size.
         sizes = tuple(operator.index(n) for y in inputs for n in y.shape[1:])
         save = saves(
-            memory, code, operator.index(x.shape[0]), sizes, accumulation_dtype(x.dtype).itemsize
+            memory,
+            plan.code,
+            operator.index(x.shape[0]),
+            sizes,
+            accumulation_dtype(x.dtype).itemsize,
         )
     output, statistics, _ = torch.ops.da2s_fast.cell(
         inputs,
@@ -109,7 +111,7 @@ def run(  # noqa: PLR0917 - as the operator
         weights,
         list(running) if frozen else [],
         list(frozen),
-        list(code),
+        list(plan.code),
         eps,
         save,
     )
@@ -183,7 +185,7 @@ def update_running(
         momentum: of all norms.
     """
     counts = list(values_per_channel(plan, size))
-    code = list(encoded(plan))
+    code = list(plan.code)
     with torch.no_grad():
         torch.ops.da2s_fast.cell_update_running(
             statistics, running, tracked, list(frozen), code, counts, momentum
@@ -201,17 +203,6 @@ def values_per_channel(plan: CellPlan, size: Sequence[int]) -> tuple[int, ...]:
         after = images * ((height + 1) // 2) * ((width + 1) // 2)
     prepared = sum(kind != "identity" for kind in plan.preprocess)
     return (before,) * prepared + (after,)
-
-
-@lru_cache(maxsize=1024)
-def encoded(plan: CellPlan) -> tuple[int, ...]:
-    """The plan's code, computed once."""
-    return tuple(plan.encode())
-
-
-@lru_cache(maxsize=1024)
-def _weight_shapes(plan: CellPlan, channels: tuple[int, ...]) -> list[tuple[int, ...]]:
-    return plan.weight_shapes(channels)
 
 
 def mismatch(
@@ -240,7 +231,7 @@ def mismatch(
         return f"p of shape {tuple(p.shape)} instead of {(edges, operations)}"
     if g is not None and g.shape != (edges,):
         return f"g of shape {tuple(g.shape)} instead of {(edges,)}"
-    shapes = _weight_shapes(plan, tuple(operator.index(x.shape[1]) for x in inputs))
+    shapes = plan.weight_shapes([x.shape[1] for x in inputs])
     if [weight.shape for weight in weights] != shapes:
         given = [tuple(weight.shape) for weight in weights]
         return f"weights of shapes {given} instead of {shapes}"

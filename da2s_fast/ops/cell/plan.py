@@ -6,8 +6,8 @@ both pools are computed once per bundle instead of once per edge.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Literal, NamedTuple, get_args
 
@@ -75,6 +75,13 @@ class CellPlan:
         active: the operations to run; all by default. An edge without any contributes nothing,
             not even its bypass.
 
+    Attributes:
+        edges: all edges, node by node: the order of the rows of p and g.
+        norm_channels: channels of every norm, in the order of the flat list.
+        code: the plan as the operators take it: [C, K, nodes, output nodes, reduction, pool_norm,
+            inputs, a kind per input, operations, a code per operation, per edge a bit mask of its
+            active operations].
+
     Raises:
         UserError: an operation that is unknown or named twice, or sizes that do not fit.
     """
@@ -88,6 +95,11 @@ class CellPlan:
     output_nodes: int | None = None
     pool_norm: bool = True
     active: Active | None = None
+    # Computed once here: whoever calls the operator needs them every time.
+    edges: tuple[EdgePlan, ...] = field(init=False, repr=False, compare=False)
+    norm_channels: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    code: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    _edge_shapes: tuple[tuple[int, ...], ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name in self.operations:
@@ -107,8 +119,17 @@ class CellPlan:
             raise UserError(
                 f"preprocess={self.preprocess}: choose one or two, the last of them not 'reduce'"
             )
-        if self.active is not None and len(self.active) != len(self.edges):
-            raise UserError(f"active names {len(self.active)} edges of {len(self.edges)}")
+        edges = tuple(self._edges())
+        if self.active is not None and len(self.active) != len(edges):
+            raise UserError(f"active names {len(self.active)} edges of {len(edges)}")
+        pairs = [(name, edge.stride) for edge in edges for name in self.operations]
+        before = (self.channels,) * len(self.preprocess_norms)
+        norms = sum(self.norms_of(*pair) for pair in pairs)
+        shapes = tuple(shape for pair in pairs for shape in self.shapes_of(*pair))
+        object.__setattr__(self, "edges", edges)
+        object.__setattr__(self, "norm_channels", before + (self.mixed_channels,) * norms)
+        object.__setattr__(self, "_edge_shapes", shapes)
+        object.__setattr__(self, "code", self._code())
 
     @property
     def outputs(self) -> int:
@@ -130,10 +151,13 @@ class CellPlan:
         """All states, inputs first."""
         return range(self.inputs + self.nodes)
 
-    @property
-    def edges(self) -> tuple[EdgePlan, ...]:
-        """All edges, node by node: the order of the rows of p and g."""
-        return _edges(self.inputs, self.nodes, self.reduction)
+    def _edges(self) -> Iterator[EdgePlan]:
+        row = 0
+        for target in self.states[self.inputs :]:
+            for source in range(target):
+                stride = 2 if self.reduction and source < self.inputs else 1
+                yield EdgePlan(row, source, target, stride)
+                row += 1
 
     def candidates(self, edge: EdgePlan) -> tuple[str, ...]:
         """The operations that run on an edge."""
@@ -201,11 +225,6 @@ class CellPlan:
         normalized = [i for i, kind in enumerate(self.preprocess) if kind != "identity"]
         return {position: slot for slot, position in enumerate(normalized)}
 
-    @property
-    def norm_channels(self) -> tuple[int, ...]:
-        """Channels of every norm, in the order of the flat list."""
-        return _norm_channels(self)
-
     def weight_shapes(self, channels: Sequence[int]) -> list[tuple[int, ...]]:
         """Shapes of the flat list for inputs of these numbers of channels."""
         shapes: list[tuple[int, ...]] = []
@@ -214,44 +233,22 @@ class CellPlan:
                 shapes.append((self.channels, before, 1, 1))
             elif kind == "reduce":
                 shapes += _reduce_shapes(before, self.channels)
-        for edge in self.edges:
-            for operation in self.operations:
-                shapes += self.shapes_of(operation, edge.stride)
-        return shapes
+        return [*shapes, *self._edge_shapes]
 
     def encode(self, active: Active | None = None) -> list[int]:
-        """The plan as the operators take it.
+        """`code` as a list, with these operations active instead of the plan's own if given."""
+        return list(self.code if active is None else replace(self, active=active).code)
 
-        [C, K, nodes, output nodes, reduction, pool_norm, inputs, a kind per input, operations, a
-        code per operation, per edge a bit mask of its active operations].
-
-        Args:
-            active: replaces the plan's own.
-        """
-        plan = self if active is None else replace(self, active=active)
+    def _code(self) -> tuple[int, ...]:
         everything = tuple(range(len(self.operations)))
-        chosen = plan.active or (everything,) * len(self.edges)
-        return [
+        chosen = self.active or (everything,) * len(self.edges)
+        return (
             *(self.channels, self.partial_channels, self.nodes, self.outputs),
             *(int(self.reduction), int(self.pool_norm)),
             *(self.inputs, *map(_KINDS.index, self.preprocess)),
             *(len(self.operations), *map(KNOWN.index, self.operations)),
             *(sum(1 << column for column in columns) for columns in chosen),
-        ]
-
-
-@lru_cache(maxsize=1024)
-def _edges(inputs: int, nodes: int, reduction: bool) -> tuple[EdgePlan, ...]:
-    pairs = [(s, t) for t in range(inputs, inputs + nodes) for s in range(t)]
-    return tuple(
-        EdgePlan(i, s, t, 2 if reduction and s < inputs else 1) for i, (s, t) in enumerate(pairs)
-    )
-
-
-@lru_cache(maxsize=1024)
-def _norm_channels(plan: CellPlan) -> tuple[int, ...]:
-    edges = sum(plan.norms_of(name, edge.stride) for edge in plan.edges for name in plan.operations)
-    return (plan.channels,) * len(plan.preprocess_norms) + (plan.mixed_channels,) * edges
+        )
 
 
 def _reduce_shapes(before: int, channels: int) -> list[tuple[int, ...]]:

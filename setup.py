@@ -26,7 +26,9 @@ from setuptools import Extension, find_packages, setup
 ROOT = Path(__file__).resolve().parent
 MINIMUM_TORCH = (2, 10)
 TARGET_TORCH = "-DTORCH_TARGET_VERSION=0x020a000000000000"
-CPU_FLAGS = ["-O3", "-g0", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter"]
+# The standard is named because the one that torch asks for depends on its version.
+CPU_FLAGS = ["-std=c++20", "-O3", "-g0", "-fvisibility=hidden"]
+CPU_FLAGS += ["-Wall", "-Wextra", "-Wno-unused-parameter"]
 # What a *.simd.cpp is compiled for, and with which flags; csrc/cpu/isa.h describes the scheme.
 ISA_FLAGS = {
     words[0]: words[1:]

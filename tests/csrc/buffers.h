@@ -16,57 +16,6 @@
 
 namespace da2s_fast::test {
 
-// Exactly so many elements, NaN at first. AddressSanitizer watches both ends. Without it the
-// elements end where a page that nobody may touch begins: that also catches instructions which
-// sanitizers do not see (masked loads), and shows kernels the least aligned pointers.
-template <class T>
-class Buffer {
- public:
-  explicit Buffer(int64_t size) : size_(size) {
-#ifdef __SANITIZE_ADDRESS__
-    data_ = static_cast<T*>(::operator new(bytes()));
-#else
-    pages_ = (bytes() + page() - 1) / page() * page();
-    void* memory =
-        mmap(nullptr, pages_ + page(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (memory == MAP_FAILED) throw std::bad_alloc();
-    memory_ = static_cast<char*>(memory);
-    mprotect(memory_ + pages_, page(), PROT_NONE);
-    data_ = reinterpret_cast<T*>(memory_ + pages_ - bytes());
-#endif
-    std::memset(static_cast<void*>(data_), 0xff, bytes());
-  }
-  Buffer(int64_t size, T value) : Buffer(size) {
-    for (int64_t i = 0; i < size; ++i) data_[i] = value;
-  }
-  ~Buffer() {
-#ifdef __SANITIZE_ADDRESS__
-    ::operator delete(data_);
-#else
-    munmap(memory_, pages_ + page());
-#endif
-  }
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
-
-  T* data() { return data_; }
-  const T* data() const { return data_; }
-  int64_t size() const { return size_; }
-  T& operator[](int64_t i) { return data_[i]; }
-  const T& operator[](int64_t i) const { return data_[i]; }
-
- private:
-  size_t bytes() const { return size_ * sizeof(T); }
-  static size_t page() { return static_cast<size_t>(sysconf(_SC_PAGESIZE)); }
-
-  int64_t size_;
-  T* data_;
-#ifndef __SANITIZE_ADDRESS__
-  char* memory_;
-  size_t pages_;
-#endif
-};
-
 inline double number(float value) { return value; }
 inline double number(double value) { return value; }
 inline double number(BFloat16 value) {
@@ -106,13 +55,63 @@ class Numbers {
     state_ = state_ * 6364136223846793005u + 1442695040888963407u;
     return (static_cast<double>(state_ >> 57) - 64) / 64;
   }
-  template <class T>
-  void fill(Buffer<T>& buffer) {
-    for (int64_t i = 0; i < buffer.size(); ++i) store_exact(next(), buffer[i]);
-  }
 
  private:
   uint64_t state_ = 1;
+};
+
+// Exactly so many elements, NaN at first. AddressSanitizer watches both ends. Without it the
+// elements end where a page that nobody may touch begins: that also catches instructions which
+// sanitizers do not see (masked loads), and shows kernels the least aligned pointers.
+template <class T>
+class Buffer {
+ public:
+  explicit Buffer(int64_t size) : size_(size) {
+#ifdef __SANITIZE_ADDRESS__
+    data_ = static_cast<T*>(::operator new(bytes()));
+#else
+    pages_ = (bytes() + page() - 1) / page() * page();
+    void* memory =
+        mmap(nullptr, pages_ + page(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED) throw std::bad_alloc();
+    memory_ = static_cast<char*>(memory);
+    mprotect(memory_ + pages_, page(), PROT_NONE);
+    data_ = reinterpret_cast<T*>(memory_ + pages_ - bytes());
+#endif
+    std::memset(static_cast<void*>(data_), 0xff, bytes());
+  }
+  Buffer(int64_t size, T value) : Buffer(size) {
+    for (int64_t i = 0; i < size; ++i) data_[i] = value;
+  }
+  Buffer(int64_t size, Numbers& numbers) : Buffer(size) {
+    for (int64_t i = 0; i < size; ++i) store_exact(numbers.next(), data_[i]);
+  }
+  ~Buffer() {
+#ifdef __SANITIZE_ADDRESS__
+    ::operator delete(data_);
+#else
+    munmap(memory_, pages_ + page());
+#endif
+  }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+
+  T* data() { return data_; }
+  const T* data() const { return data_; }
+  int64_t size() const { return size_; }
+  T& operator[](int64_t i) { return data_[i]; }
+  const T& operator[](int64_t i) const { return data_[i]; }
+
+ private:
+  size_t bytes() const { return size_ * sizeof(T); }
+  static size_t page() { return static_cast<size_t>(sysconf(_SC_PAGESIZE)); }
+
+  int64_t size_;
+  T* data_;
+#ifndef __SANITIZE_ADDRESS__
+  char* memory_;
+  size_t pages_;
+#endif
 };
 
 // Calls work(task) for every task on some threads, neighbouring tasks on different ones.

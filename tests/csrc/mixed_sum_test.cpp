@@ -46,32 +46,29 @@ struct Case {
   explicit Case(const Shape& shape)
       : shape(shape),
         blocks(shape.images, shape.channels, shape.pixels, shape.channels_last),
-        y0(shape.elements()),
-        y1(shape.elements()),
-        y2(shape.elements()),
-        g(shape.elements()),
-        scale(kInputs * blocks.columns()),
-        shift(kInputs * blocks.columns()),
-        mean_g(blocks.columns()),
-        slope(blocks.columns()) {
-    Numbers numbers;
-    for (Buffer<T>* buffer : {&y0, &y1, &y2, &g}) numbers.fill(*buffer);
-    for (Buffer<A>* buffer : {&scale, &shift, &mean_g, &slope}) {
-      numbers.fill(*buffer);
-      const int64_t columns = blocks.columns();
+        y0(shape.elements(), numbers),
+        y1(shape.elements(), numbers),
+        y2(shape.elements(), numbers),
+        g(shape.elements(), numbers),
+        scale(kInputs * blocks.columns(), numbers),
+        shift(kInputs * blocks.columns(), numbers),
+        mean_g(blocks.columns(), numbers),
+        slope(blocks.columns(), numbers) {
+    const int64_t columns = blocks.columns();
+    for (Buffer<A>* buffer : {&scale, &shift, &mean_g, &slope})
       for (int64_t i = 0; i < buffer->size(); ++i)
         (*buffer)[i] = (*buffer)[i / columns * columns + i % columns % shape.channels];
-    }
   }
 
   // Calls work(block, column, slot) for all blocks, on threads.
   template <class Work>
   void run(Work work) const {
-    in_threads(blocks.tasks(), [=](int64_t task) {
+    in_threads(blocks.tasks(), [&](int64_t task) {
       work(blocks.block(task), blocks.column(task), blocks.slot(task));
     });
   }
 
+  Numbers numbers;
   Shape shape;
   Blocks blocks;
   Buffer<T> y0, y1, y2, g;

@@ -1,0 +1,126 @@
+// Depthwise convolutions and products over channels against plain loops.
+#include "pixels.h"
+
+namespace da2s_fast::test {
+namespace {
+
+constexpr Size kSizes[] = {{1, 1}, {3, 7}, {5, 29}};
+
+Size out_size(Size in, int64_t stride) {
+  return {(in.height - 1) / stride + 1, (in.width - 1) / stride + 1};
+}
+
+template <class T>
+void check_depthwise(const Depthwise& conv, Size size, bool add) {
+  Numbers numbers;
+  const int64_t border = conv.dilation * (conv.kernel - 1) / 2, taps = conv.kernel * conv.kernel;
+  Pixels<T> in(size, conv.lanes, numbers, {3, 7}, border);
+  const Buffer<T> weights(taps * conv.lanes, numbers);
+  Pixels<T> out(out_size(size, conv.stride), conv.lanes, numbers, {5, 7});
+  std::vector<Sum> wanted;
+  const auto input = [&](int64_t tap, int64_t y, int64_t x, int64_t lane) -> double {
+    return in.at(y * conv.stride - border + tap / conv.kernel * conv.dilation,
+                 x * conv.stride - border + tap % conv.kernel * conv.dilation, lane);
+  };
+  out.for_each([&](int64_t y, int64_t x, int64_t lane) {
+    Sum sum;
+    if (add) sum.add(out.at(y, x, lane));
+    for (int64_t tap = 0; tap < taps; ++tap)
+      sum.add(input(tap, y, x, lane) * weights[tap * conv.lanes + lane]);
+    wanted.push_back(sum);
+  });
+  const Grid<const T> window = in.grid().at(-border, -border);
+  DA2S_SIMD_CALL(depthwise<T>, conv, window, weights.data(), out.grid(), out.size(), add);
+  auto next = wanted.begin();
+  out.for_each([&](int64_t y, int64_t x, int64_t lane) {
+    DA2S_CHECK_CLOSE(T, out.at(y, x, lane), *next++);
+  });
+  DA2S_CHECK(out.is_intact());
+
+  Buffer<double> sums(taps * conv.lanes, 0.5);
+  DA2S_SIMD_CALL(depthwise_weights<T>, conv, window, out.grid(), out.size(), sums.data());
+  for (int64_t tap = 0; tap < taps; ++tap)
+    for (int64_t lane = 0; lane < conv.lanes; ++lane) {
+      Sum sum;
+      sum.add(0.5);
+      for (int64_t y = 0; y < out.size().height; ++y)
+        for (int64_t x = 0; x < out.size().width; ++x)
+          sum.add(input(tap, y, x, lane) * out.at(y, x, lane));
+      DA2S_CHECK_CLOSE(T, sums[tap * conv.lanes + lane], sum);
+    }
+}
+
+template <class T>
+void check_depthwise_type() {
+  for (const auto& [kernel, dilation] : {std::pair{3, 1}, {5, 1}, {7, 1}, {3, 2}, {5, 2}})
+    for (const int64_t stride : {1, 2})
+      for (const Size& size : kSizes)
+        for (const int64_t vectors : {1, 3})
+          check_depthwise<T>({kernel, dilation, stride, vectors * vector_lanes<T>()}, size,
+                             vectors == 3);
+}
+
+DA2S_TEST(depthwise_of_float) { check_depthwise_type<float>(); }
+DA2S_TEST(depthwise_of_double) { check_depthwise_type<double>(); }
+
+template <class T>
+void check_product(int64_t images, int64_t in_channels, int64_t out_lanes, int64_t kernel,
+                   Size size, bool add) {
+  Numbers numbers;
+  const int64_t border = kernel / 2, taps = kernel * kernel;
+  Pixels<T> in(size, in_channels * images, numbers, {3, 7}, border);
+  Product shape{images, in_channels, out_lanes, taps};
+  for (int64_t tap = 0; tap < taps; ++tap)
+    shape.offsets[tap] = (tap / kernel - border) * in.row() + (tap % kernel - border) * in.pixel();
+  const Buffer<T> weights(taps * in_channels * out_lanes, numbers);
+  Pixels<T> out(size, out_lanes, numbers, {5, 7});
+  std::vector<Sum> wanted;
+  out.for_each([&](int64_t y, int64_t x, int64_t lane) {
+    Sum sum;
+    if (add) sum.add(out.at(y, x, lane));
+    for (int64_t tap = 0; tap < taps; ++tap)
+      for (int64_t c = 0; c < in_channels; ++c)
+        sum.add(static_cast<double>(in.at(y + tap / kernel - border, x + tap % kernel - border,
+                                          c * images + lane % images)) *
+                weights[(tap * in_channels + c) * out_lanes + lane]);
+    wanted.push_back(sum);
+  });
+  DA2S_SIMD_CALL(product<T>, shape, in.grid(), weights.data(), out.grid(), size, add);
+  auto next = wanted.begin();
+  out.for_each([&](int64_t y, int64_t x, int64_t lane) {
+    DA2S_CHECK_CLOSE(T, out.at(y, x, lane), *next++);
+  });
+  DA2S_CHECK(out.is_intact());
+
+  const Product one{images, in_channels, out_lanes};
+  Buffer<double> sums(in_channels * out_lanes, 0.5);
+  DA2S_SIMD_CALL(product_weights<T>, one, in.grid(), out.grid(), size, sums.data());
+  for (int64_t c = 0; c < in_channels; ++c)
+    for (int64_t lane = 0; lane < out_lanes; ++lane) {
+      Sum sum;
+      sum.add(0.5);
+      for (int64_t y = 0; y < size.height; ++y)
+        for (int64_t x = 0; x < size.width; ++x)
+          sum.add(static_cast<double>(in.at(y, x, c * images + lane % images)) *
+                  out.at(y, x, lane));
+      DA2S_CHECK_CLOSE(T, sums[c * out_lanes + lane], sum);
+    }
+}
+
+template <class T>
+void check_product_type() {
+  const int64_t vector = vector_lanes<T>();
+  for (int64_t images = 1; images <= vector; images *= 2)
+    for (const int64_t vectors : {1, 2, 3}) {
+      for (const Size& size : kSizes)
+        check_product<T>(images, 21, vectors * vector, 1, size, vectors == 2);
+      check_product<T>(images, 3, vectors * vector, 3, {4, 9}, false);
+    }
+  check_product<T>(vector, 2, vector, 1, {2, 300}, false);  // rows longer than one short sum
+}
+
+DA2S_TEST(product_of_float) { check_product_type<float>(); }
+DA2S_TEST(product_of_double) { check_product_type<double>(); }
+
+}  // namespace
+}  // namespace da2s_fast::test

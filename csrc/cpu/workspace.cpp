@@ -2,6 +2,8 @@
 
 #include <sys/mman.h>
 
+#include <cstdlib>
+#include <cstring>
 #include <iterator>
 #include <map>
 #include <mutex>
@@ -40,18 +42,16 @@ void* map(size_t bytes) {
   return data;
 }
 
-}  // namespace
-
-Workspace::Workspace(size_t bytes) {
-  bytes_ = (bytes + kPage - 1) / kPage * kPage;
+// A block of at least `bytes`, which becomes its size.
+void* take(size_t& bytes) {
   Pool& all = pool();
   const std::lock_guard<std::mutex> lock(all.mutex);
-  const auto found = all.free.lower_bound(bytes_);  // the smallest that is large enough
+  const auto found = all.free.lower_bound(bytes);  // the smallest that is large enough
   if (found != all.free.end()) {
-    bytes_ = found->first;
-    data_ = found->second;
+    bytes = found->first;
+    void* data = found->second;
     all.free.erase(found);
-    return;
+    return data;
   }
   // A larger block takes the place of the largest there is: the pool grows to what is used at the
   // same time, not to the sum of all sizes that were ever asked for.
@@ -61,8 +61,16 @@ Workspace::Workspace(size_t bytes) {
     all.total -= largest->first;
     all.free.erase(largest);
   }
-  data_ = map(bytes_);
-  all.total += bytes_;
+  void* data = map(bytes);
+  all.total += bytes;
+  return data;
+}
+
+}  // namespace
+
+Workspace::Workspace(size_t bytes) : bytes_((bytes + kPage - 1) / kPage * kPage) {
+  data_ = take(bytes_);
+  if (std::getenv("DA2S_POISON")) std::memset(data_, 0xff, bytes);
 }
 
 Workspace::~Workspace() {

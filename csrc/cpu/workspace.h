@@ -8,7 +8,8 @@
 namespace da2s_fast {
 
 // A block of at least `bytes`, aligned to a cache line, returned to the pool at the end of its
-// life. Its content is whatever the last user left.
+// life. Its content is whatever the last user left; with DA2S_POISON set in the environment it is
+// NaN, so that tests see what is read before it is written.
 class Workspace {
  public:
   explicit Workspace(size_t bytes);

@@ -234,8 +234,7 @@ template <class T>
 T* CellPass<T>::input_of(const Bundle<T>& bundle, const Block& block, int64_t group,
                          const Scratch<T>& scratch) const {
   const Size size = size_of(bundle.source);
-  return (size == before_ ? scratch.input : scratch.node_input) +
-         block.index(group) * padded(size);
+  return (size == before_ ? scratch.input : scratch.node_input) + block.index(group) * padded(size);
 }
 
 template <class T>

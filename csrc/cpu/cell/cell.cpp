@@ -5,6 +5,9 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <memory>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -13,10 +16,19 @@
 #include "../tensors.h"
 #include "pass.h"
 
+// Since torch 2.11; absent from an older torch at run time, where it is null then.
+extern "C" __attribute__((weak)) AOTITorchError
+torch_from_blob(void* data, int64_t ndim, const int64_t* sizes, const int64_t* strides,
+                int64_t offset, int32_t dtype, int32_t device_type, int32_t device_index,
+                AtenTensorHandle* made, int32_t layout, const uint8_t* metadata,
+                int64_t metadata_size, void (*deleter)(void* data, void* context), void* context);
+
 namespace da2s_fast {
 namespace {
 
 using Ints = std::vector<int64_t>;
+
+constexpr size_t kPooledBytes = size_t{1} << 20;
 
 OuterType outer_type(const Tensor& tensor) {
   switch (tensor.scalar_type()) {
@@ -97,6 +109,24 @@ Tensor tensor_of(const std::vector<T>& numbers, const Ints& sizes, ScalarType dt
   Tensor made = empty(sizes, own);
   std::copy(numbers.begin(), numbers.end(), data<T>(made));
   return dtype == own ? made : torch::stable::to(made, dtype);
+}
+
+// A 1-D tensor in a workspace, if it is large: what is saved for backward is the most that a search
+// allocates, and fresh memory would cost as much time as filling it.
+Tensor pooled(int64_t count, ScalarType dtype) {
+  const size_t bytes = count * (dtype == ScalarType::Double ? sizeof(double) : sizeof(float));
+  if (bytes < kPooledBytes || torch_from_blob == nullptr) return empty({count}, dtype);
+  auto memory = std::make_unique<Workspace>(bytes);
+  const int64_t stride = 1;
+  AtenTensorHandle made;
+  const auto release = [](void*, void* context) { delete static_cast<Workspace*>(context); };
+  const int32_t type =
+      dtype == ScalarType::Double ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32();
+  TORCH_ERROR_CODE_CHECK(
+      torch_from_blob(memory->data(), 1, &count, &stride, 0, type, aoti_torch_device_type_cpu(), -1,
+                      &made, aoti_torch_layout_strided(), nullptr, 0, release, memory.get()));
+  memory.release();
+  return Tensor(made);
 }
 
 // The arguments that both passes share, and what keeps their pointers alive.
@@ -195,8 +225,8 @@ std::tuple<Tensor, Tensor, Tensor> cell(std::vector<Tensor> inputs, Tensor p,
         inputs[0].scalar_type(), std::nullopt, std::nullopt, std::nullopt,
         memory_format(is_channels_last(inputs[0])));
     statistics = empty({2 * plan.norm_offset(plan.norm_count)}, arithmetic(inputs[0]));
-    saved = empty({CellPass<T>::saved_size(plan, inputs[0].size(0), sizes, save)},
-                  arithmetic(inputs[0]));
+    saved = pooled(CellPass<T>::saved_size(plan, inputs[0].size(0), sizes, save),
+                   arithmetic(inputs[0]));
     for (const int64_t slot : frozen) {
       const int64_t channels = plan.norm_channels(slot);
       T* to = data<T>(statistics) + 2 * plan.norm_offset(slot);

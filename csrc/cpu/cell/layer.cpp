@@ -170,13 +170,14 @@ void PackedLayer<T>::dense_backward(Grid<const T> in, const T* dz, const Scratch
 }
 
 template <class T>
-void PackedLayer<T>::fold(const double* sums, int64_t chunk_stride, int64_t chunks,
-                          T* gradients) const {
-  // The images of a channel, and the chunks in their order.
+void PackedLayer<T>::fold(double* sums, int64_t chunk_stride, int64_t chunks, T* gradients) const {
+  const int64_t count = this->sums();
+  for (int64_t chunk = 1; chunk < chunks; ++chunk)
+    for (int64_t i = 0; i < count; ++i) sums[i] += sums[chunk * chunk_stride + i];
+  // The images of a channel.
   const auto total = [&](int64_t first) {
     double found = 0;
-    for (int64_t chunk = 0; chunk < chunks; ++chunk)
-      for (int64_t n = 0; n < images_; ++n) found += sums[chunk * chunk_stride + first + n];
+    for (int64_t n = 0; n < images_; ++n) found += sums[first + n];
     return static_cast<T>(found);
   };
   const int64_t spatial = layer_.separable ? layer_.in_channels * layer_.taps() : 0;

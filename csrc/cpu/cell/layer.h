@@ -49,8 +49,9 @@ class PackedLayer {
   // Adds to dx, the gradient of the image, and to the weights' sums; either may be null.
   void backward(Grid<const T> in, const T* dz, const Scratch& scratch, T* dx, double* sums) const;
 
-  // Gradients of the weights, one after the other as they lie in the list, from the chunks' sums.
-  void fold(const double* sums, int64_t chunk_stride, int64_t chunks, T* gradients) const;
+  // Gradients of the weights, one after the other as they lie in the list, from the chunks' sums,
+  // of which the first chunk's become the total.
+  void fold(double* sums, int64_t chunk_stride, int64_t chunks, T* gradients) const;
 
  private:
   int64_t spatial_sums() const { return layer_.separable ? layer_.taps() * in_lanes_ : 0; }

@@ -65,22 +65,27 @@ def _wanted(exact: dict[str, Tensor], arch: object, row: Row) -> set[str]:
 
 def _check_parts(case: Case, row: Row, device: str) -> None:
     ours, theirs = case.subject(row, device), case.subject(EAGER, device)
+    parts = zip(case.parts(ours.module), case.parts(theirs.module), strict=True)
+    for (part, rival), inputs in zip(parts, _part_inputs(case, device), strict=True):
+        wide = copy.deepcopy(rival).double()
+        exact = evaluate(wide, case.call_part, [value.double() for value in inputs])
+        results = [evaluate(module, case.call_part, inputs) for module in (part, rival)]
+        assert_as_accurate(*(_joined(values, rival) for values in (*results, exact)))
+
+
+def _part_inputs(case: Case, device: str) -> list[list[Tensor]]:
+    """What the parts of a network are called with."""
+    subject = case.subject(EAGER, device)
     seen: list[list[Tensor]] = []
 
     def note(part: nn.Module, inputs: tuple[object, ...]) -> None:
         seen.append([value.detach() for value in inputs if isinstance(value, Tensor)])
 
-    parts = case.parts(theirs.module)
-    hooks = [part.register_forward_pre_hook(note) for part in parts]
+    for part in case.parts(subject.module):
+        part.register_forward_pre_hook(note)
     with torch.no_grad():
-        theirs.call(theirs.inputs(BATCH))
-    for hook in hooks:
-        hook.remove()
-    for part, rival, inputs in zip(case.parts(ours.module), parts, seen, strict=True):
-        wide = copy.deepcopy(rival).double()
-        exact = evaluate(wide, case.call_part, [value.double() for value in inputs])
-        results = [evaluate(module, case.call_part, inputs) for module in (part, rival)]
-        assert_as_accurate(*(_joined(values, rival) for values in (*results, exact)))
+        subject.call(subject.inputs(BATCH))
+    return seen
 
 
 def _joined(values: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:

@@ -6,10 +6,13 @@ round.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
+
+import psutil
 
 from benchmarks import exactness
 from benchmarks.cases import Case, Row
@@ -19,6 +22,7 @@ from benchmarks.process import Process, RowFailed
 from benchmarks.results import Measurement, Result
 
 _ENOUGH_SECONDS, _MOST_ROUNDS = 10, 30
+_SHARE_OF_FREE = 0.8
 
 
 class Job:
@@ -91,6 +95,7 @@ def measure(
                 job.result.failure = str(failure)
         _check(jobs)
         rates: list[Rates] = []
+        released = _released([job for _, job in running], device)
 
         def one_round() -> None:
             rates.append(limits.call("measure"))
@@ -98,11 +103,35 @@ def measure(
             shift = len(rates) % max(len(running), 1)
             for process, job in running[shift:] + running[:shift]:
                 job.result.seconds.append(process.call("measure", job.batch))
+                if job.row.name in released:
+                    process.call("release")
 
         one = sum(job.result.prepared.seconds for _, job in running if job.result.prepared)
         count = max(rounds, min(_MOST_ROUNDS, int(_ENOUGH_SECONDS / max(one, 0.3 * len(jobs)))))
         repeat(one_round, rounds=count)
     return Measurement([job.result for job in jobs], rates)
+
+
+def _released(jobs: Sequence[Job], device: str) -> set[str]:
+    """Names of the rows that give their memory back after each turn, for all to fit.
+
+    Allocators keep a step's memory for the next one: several gigabytes in each process.
+    """
+    free = _SHARE_OF_FREE * psutil.virtual_memory().available
+    peaks = {job.row.name: _peak(job, device) for job in jobs}
+    free -= max(peaks.values(), default=0)
+    found = set()
+    for name, peak in sorted(peaks.items(), key=lambda item: item[1]):
+        free -= peak
+        if free < 0:
+            found.add(name)
+    return found
+
+
+def _peak(job: Job, device: str) -> float:
+    prepared = job.result.prepared
+    known = prepared.peak_bytes if prepared and device == "cpu" else None
+    return math.inf if known is None else known
 
 
 def _check(jobs: Sequence[Job]) -> None:

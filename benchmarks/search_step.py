@@ -25,6 +25,7 @@ from da2s_fast.search.settings import SearchSettings
 
 PARTS = (
     "data",
+    "p and g, forward",
     "stem, forward",
     "cells, forward",
     "pooling and classifier, forward",
@@ -36,6 +37,7 @@ PARTS = (
     "gradient clipping",
     "weight optimizer",
     "architecture optimizer",
+    "zeroing gradients",
     "everything else",
 )
 STEPS = ("architecture", "weights")
@@ -165,6 +167,9 @@ def _wrapped(session: SearchSession, clock: _Clock) -> list[Any]:
         (torch.nn.utils, "clip_grad_norm_", "gradient clipping"),
         (session.weight_optimizer, "step", "weight optimizer"),
         (session.arch_optimizer, "step", "architecture optimizer"),
+        (session.weight_optimizer, "zero_grad", "zeroing gradients"),
+        (session.arch_optimizer, "zero_grad", "zeroing gradients"),
+        (network, "mixtures", "p and g, forward"),
         (network.stem, "forward", "stem, forward"),
         (network.classifier, "forward", "pooling and classifier, forward"),
         (network.global_pooling, "forward", "pooling and classifier, forward"),

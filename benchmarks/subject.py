@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.memory import PeakMemory
+from benchmarks.memory import PeakMemory, release_memory
 
 Wanted = Literal["all", "architecture", "weights"]
 """Whose gradients a step computes."""
@@ -64,6 +64,7 @@ class Subject:
     layout: torch.memory_format = torch.contiguous_format
     warm_up: Callable[[int], object] | None = None
     _inputs: dict[int, Tensor] = field(default_factory=dict)
+    _cold: bool = False
 
     def __post_init__(self) -> None:
         for weight in self.module.parameters():
@@ -133,10 +134,23 @@ class Subject:
             "output": output.double().norm().item(),
             "gradients": torch.stack(squares).sum().sqrt().item(),
         }
+        del output, gradients
+        self.release()
         return Prepared(seconds, peak, norms, tuple(sorted(seen.names)))
 
+    def release(self) -> None:
+        """Give back memory that allocators keep for the next step."""
+        release_memory(self.device)
+        self._cold = True
+
     def measure(self, batch: int) -> float:
-        """Seconds of one step; the median of several if they are short."""
+        """Seconds of one step; the median of several if they are short.
+
+        Steps in a row find the memory of the one before; after `release`, one is run for that.
+        """
+        if self._cold:
+            self.step(batch)
+            self._cold = False
         first = self._timed(batch)
         if first >= _LEAST_SECONDS:
             return first

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from benchmarks import bench_super_network, eager, exactness, rounds
+from benchmarks import subject as subjects
 from benchmarks.cases import (
     EAGER,
     Case,
@@ -29,6 +30,7 @@ from tests.nn import reference
 from tests.ops.compare import Mismatch
 
 SMALL = SearchNetwork("da2s", "da2s", channels=4, cells=3, image_size=8)
+TINY = replace(SMALL, cells=1)
 PARTIAL = SearchNetwork("darts", "pc-darts", channels=8, cells=3, partial_channels=4, image_size=8)
 DENSE = SearchNetwork("nas-bench-201", "da2s", channels=4, cells=1, image_size=8)
 CASES = {
@@ -72,6 +74,7 @@ def processes(monkeypatch):
     monkeypatch.setattr(rounds, "Process", InProcess)
     monkeypatch.setattr(rounds, "Limits", partial(Limits, side=32, copied=1 << 16))
     monkeypatch.setattr(rounds, "_MOST_ROUNDS", 2)
+    monkeypatch.setattr(subjects, "_LEAST_SECONDS", 0)
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
@@ -109,7 +112,7 @@ def test_wrong_results_are_not_timed(monkeypatch, processes, where: str) -> None
     monkeypatch.setattr(Cell, "forward", wrong(where))
     benchmark = Benchmark()
     with pytest.raises(Mismatch):
-        bench_super_network.run(benchmark, Options(1, 2, 0), SMALL, all_rows(SMALL), "cpu")
+        bench_super_network.run(benchmark, Options(1, 2, 0), TINY, all_rows(TINY), "cpu")
     assert not benchmark.rounds
     assert not benchmark.extra_info
 
@@ -119,16 +122,14 @@ def test_results_that_are_wrong_at_full_size_only_are_not_timed(monkeypatch, pro
     right = Cell.forward
     monkeypatch.setattr(Cell, "forward", lambda self, *inputs: 1.1 * right(self, *inputs))
     with pytest.raises(Mismatch, match="at full size"):
-        bench_super_network.run(Benchmark(), Options(1, 2, 0), SMALL, all_rows(SMALL), "cpu")
+        bench_super_network.run(Benchmark(), Options(1, 2, 0), TINY, all_rows(TINY), "cpu")
 
 
 def test_a_table_of_interleaved_rounds(monkeypatch, processes) -> None:
-    monkeypatch.setitem(bench_super_network.TITLES, SMALL, "small")
+    monkeypatch.setitem(bench_super_network.TITLES, TINY, "small")
     benchmark, tables = Benchmark(), []
-    bench_super_network.bench_super_network(
-        benchmark, Options(2, 2, 0), tables.append, SMALL, "cpu"
-    )
-    rows = [*all_rows(SMALL), *half_steps(our_rows(SMALL))]
+    bench_super_network.bench_super_network(benchmark, Options(2, 2, 0), tables.append, TINY, "cpu")
+    rows = [*all_rows(TINY), *half_steps(our_rows(TINY))]
     assert [cells[0] for cells in tables[0].rows] == [row.name for row in rows]
     assert benchmark.rounds >= 2
     assert {len(row["seconds"]) for row in benchmark.extra_info["rows"].values()} == {
@@ -155,14 +156,14 @@ def test_rivals_that_fail_are_reported_and_ours_are_not_excused(monkeypatch, pro
 
     build = SearchNetwork.subject
     monkeypatch.setattr(SearchNetwork, "subject", subject)
-    rows = [EAGER, our_rows(SMALL)[0]]
+    rows = [EAGER, our_rows(TINY)[0]]
     monkeypatch.setattr(InProcess, "call", fails_for("eager"))
-    found = bench_super_network.run(Benchmark(), Options(1, 2, 0), SMALL, rows, "cpu")
+    found = bench_super_network.run(Benchmark(), Options(1, 2, 0), TINY, rows, "cpu")
     assert "exit code -9" in found.results[0].failure
     assert found.results[1].seconds
     monkeypatch.setattr(InProcess, "call", fails_for("ours"))
     with pytest.raises(RowFailed):
-        bench_super_network.run(Benchmark(), Options(1, 2, 0), SMALL, rows, "cpu")
+        bench_super_network.run(Benchmark(), Options(1, 2, 0), TINY, rows, "cpu")
 
 
 def test_half_a_step_computes_half_of_the_gradients() -> None:
@@ -178,7 +179,7 @@ def test_half_a_step_computes_half_of_the_gradients() -> None:
 
 def test_published_forms_equal_the_reference() -> None:
     network = reference.Network(8, 10, 3, ("skip_connect", "sep_conv_3x3"), K=4).double()
-    subject = replace(PARTIAL, space="da2s").subject(EAGER)
+    partial_network = replace(PARTIAL, space="da2s").subject(EAGER).module
     kinds = ("normal", "reduce")
     arch = [torch.rand(14, 2, dtype=torch.double) for _ in kinds]
     mixtures = eager.mixtures(arch, kinds, "darts", (2, 3, 4, 5))
@@ -186,7 +187,7 @@ def test_published_forms_equal_the_reference() -> None:
     published = eager.as_published(copy.deepcopy(network))
     assert list(published.state_dict()) == list(network.state_dict())
     torch.testing.assert_close(published(x, mixtures), network(x, mixtures))
-    names = [type(module).__name__ for module in subject.module.modules()]
+    names = [type(module).__name__ for module in partial_network.modules()]
     assert "PartialMixedOp" in names
     assert "FactorizedReduce" in names
     assert "Reduce" not in names
@@ -196,5 +197,5 @@ def test_published_forms_equal_the_reference() -> None:
 def test_compiled_cells_compute_the_same(monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(torch, "compile", lambda module, dynamic: module)
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")
-    subject = compiled_subject(SMALL, EAGER, "cpu", str(tmp_path))
-    assert subject.prepare(2).norms == SMALL.subject(EAGER).prepare(2).norms
+    compiled = compiled_subject(TINY, EAGER, "cpu", str(tmp_path))
+    assert compiled.prepare(2).norms == TINY.subject(EAGER).prepare(2).norms

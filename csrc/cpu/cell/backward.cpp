@@ -302,8 +302,9 @@ class Backward : public CellPass<T> {
       std::memset(gradient(s, block.begin).data, 0, block.groups() * this->elements(s) * sizeof(T));
       clear_block(bundle, block, scratch);
       for (size_t e = 0; e < bundle.edges.size(); ++e)
-        for (size_t k = 0; k < bundle.edges[e].candidates.size(); ++k)
-          candidate_back(bundle, e, k, block, scratch);
+        for (const CandidateRun<T>& run : bundle.edges[e].candidates)
+          if (run.layers.empty()) plain_back(bundle, e, run, block, scratch);
+      layers_back(bundle, block, scratch);
       pools_back(bundle, block, scratch);
       relu_back(bundle, block, scratch);
       if (this->rest_lanes()) bypass_back(bundle, block, scratch);
@@ -340,58 +341,87 @@ class Backward : public CellPass<T> {
            (static_cast<int64_t>(pool) * block.groups() + block.index(group)) * this->z_elements();
   }
 
-  typename PackedLayer<T>::Scratch layer_scratch(const Scratch<T>& scratch, bool second) const {
-    return {scratch.middle, scratch.gradient, second ? scratch.inner_spread : scratch.spread};
+  typename PackedLayer<T>::Scratch layer_scratch(const Scratch<T>& scratch, bool second,
+                                                 Ahead* ahead) const {
+    return {scratch.middle, scratch.gradient, second ? scratch.inner_spread : scratch.spread,
+            ahead};
   }
 
-  void candidate_back(const Bundle<T>& bundle, size_t e, size_t k, const Block& block,
-                      const Scratch<T>& scratch) {
-    const EdgeRun<T>& edge = bundle.edges[e];
-    const CandidateRun<T>& run = edge.candidates[k];
-    const CandidateSums<T>& sums = sums_[bundle.source][e].candidates[k];
+  // A candidate without layers.
+  void plain_back(const Bundle<T>& bundle, size_t e, const CandidateRun<T>& run, const Block& block,
+                  const Scratch<T>& scratch) {
+    const Edge& edge = *bundle.edges[e].edge;
     const Candidate& candidate = *run.candidate;
-    const Size size = this->size_of(bundle.source);
-    const int64_t mixed = this->mixed_lanes(), elements = this->z_elements();
+    const size_t k = static_cast<size_t>(&run - bundle.edges[e].candidates.data());
+    const CandidateSums<T>& sums = sums_[bundle.source][e].candidates[k];
+    const int64_t mixed = this->mixed_lanes();
     for (int64_t group = block.begin; group < block.end; ++group) {
-      const Grid<T> g = gradient(edge.edge->target, group);
+      const Grid<T> g = gradient(edge.target, group);
       if (candidate.is_direct()) {
         Grid<T> to = gradient(bundle.source, group);
-        to = {to.data, to.row * edge.edge->stride, to.pixel * edge.edge->stride};
+        to = {to.data, to.row * edge.stride, to.pixel * edge.stride};
         DA2S_SIMD_CALL(mix<T>, g, this->after_, mixed, sums.last.scale, nullptr, to);
         continue;
       }
-      const T* mean = candidate.norm < 0 ? nullptr : this->mean(candidate.norm);
-      DA2S_SIMD_CALL(norm_gradient<T>, g, run.z + group * elements, this->after_.pixels(), mixed,
-                     sums.last.view(mean), scratch.dz);
-      if (candidate.is_pool()) {
-        size_t pool = 0;
-        while (bundle.pools[pool].kind != candidate.kind) ++pool;
-        DA2S_SIMD_CALL(add<T>, this->z_grid(scratch.dz), this->after_, mixed,
-                       this->z_grid(pool_gradient(pool, block, group, scratch)));
-        continue;
-      }
-      clear_missing(scratch.dz, elements, group);
-      if (run.layers.size() == 1) {
-        run.layers[0].backward(this->inside(this->input_of(bundle, block, group, scratch), size),
-                               scratch.dz, layer_scratch(scratch, false),
-                               relu_gradient(bundle, block, group, scratch),
-                               weight_sums(block, sums.weights[0]));
-        continue;
-      }
-      inner_back(run, sums, block, group, scratch);
+      size_t pool = 0;
+      while (bundle.pools[pool].kind != candidate.kind) ++pool;
+      norm_back(g, run, sums, group, scratch);
+      DA2S_SIMD_CALL(add<T>, this->z_grid(scratch.dz), this->after_, mixed,
+                     this->z_grid(pool_gradient(pool, block, group, scratch)));
     }
   }
 
+  // Through the last norm, into scratch.dz.
+  void norm_back(Grid<const T> g, const CandidateRun<T>& run, const CandidateSums<T>& sums,
+                 int64_t group, const Scratch<T>& scratch) {
+    const int64_t slot = run.candidate->norm;
+    DA2S_SIMD_CALL(norm_gradient<T>, g, run.z + group * this->z_elements(), this->after_.pixels(),
+                   this->mixed_lanes(), sums.last.view(slot < 0 ? nullptr : this->mean(slot)),
+                   scratch.dz);
+  }
+
+  // The last layers of all candidates.
+  void layers_back(const Bundle<T>& bundle, const Block& block, const Scratch<T>& scratch) {
+    const Size size = this->size_of(bundle.source);
+    const int64_t elements = this->z_elements();
+    const std::vector<Step> all = this->steps(bundle, block, 1);
+    for (size_t i = 0; i < all.size(); ++i) {
+      const auto& [e, k, group] = all[i];
+      const CandidateRun<T>& run = bundle.edges[e].candidates[k];
+      const CandidateSums<T>& sums = sums_[bundle.source][e].candidates[k];
+      Ahead next;
+      if (i + 1 < all.size()) {
+        const CandidateRun<T>& after =
+            bundle.edges[all[i + 1].edge].candidates[all[i + 1].candidate];
+        const int64_t at = all[i + 1].group * elements;
+        next = this->ahead(after.z + at, after.layers.size() > 1 ? after.features[0] + at : nullptr,
+                           asks());
+      }
+      norm_back(gradient(bundle.edges[e].edge->target, group), run, sums, group, scratch);
+      clear_missing(scratch.dz, elements, group);
+      if (run.layers.size() > 1) {
+        inner_back(run, sums, block, group, scratch, &next);
+        continue;
+      }
+      run.layers[0].backward(this->inside(this->input_of(bundle, block, group, scratch), size),
+                             scratch.dz, layer_scratch(scratch, false, &next),
+                             relu_gradient(bundle, block, group, scratch), true,
+                             weight_sums(block, sums.weights[0]));
+    }
+  }
+
+  // How often a layer's backward asks for memory per row, about.
+  int64_t asks() const { return wanted_.weights ? 4 : 2; }
+
   // A separable convolution's second layer, and the sums of the norm before it.
   void inner_back(const CandidateRun<T>& run, const CandidateSums<T>& sums, const Block& block,
-                  int64_t group, const Scratch<T>& scratch) {
+                  int64_t group, const Scratch<T>& scratch, Ahead* ahead) {
     const int64_t elements = this->z_elements(), pixels = this->after_.pixels();
     T* inner = sums.inner + group * elements;
     const Grid<const T> z = this->z_grid(run.features[0] + group * elements);
     this->fill_inner(run, group, scratch);
-    std::memset(inner, 0, elements * sizeof(T));
     run.layers[1].backward(this->inside(scratch.inner, this->after_), scratch.dz,
-                           layer_scratch(scratch, true), inner,
+                           layer_scratch(scratch, true, ahead), inner, false,
                            weight_sums(block, sums.weights[1]));
     const Grid<T> g = this->z_grid(inner);
     DA2S_SIMD_CALL(mask<T>, this->inside(scratch.inner, this->after_), this->after_,
@@ -463,23 +493,30 @@ class Backward : public CellPass<T> {
     const Size size = this->size_of(bundle.source);
     const int64_t elements = this->z_elements();
     clear_block(bundle, block, scratch);
-    for (size_t e = 0; e < bundle.edges.size(); ++e)
-      for (size_t k = 0; k < bundle.edges[e].candidates.size(); ++k) {
-        const CandidateRun<T>& run = bundle.edges[e].candidates[k];
-        if (run.layers.size() < 2) continue;
-        const CandidateSums<T>& sums = sums_[bundle.source][e].candidates[k];
-        for (int64_t group = block.begin; group < block.end; ++group) {
-          DA2S_SIMD_CALL(norm_gradient<T>, this->z_grid(sums.inner + group * elements),
-                         run.features[0] + group * elements, this->after_.pixels(),
-                         this->mixed_lanes(),
-                         sums.first.view(this->mean(run.candidate->layers[0].norm)), scratch.dz);
-          clear_missing(scratch.dz, elements, group);
-          run.layers[0].backward(this->inside(this->input_of(bundle, block, group, scratch), size),
-                                 scratch.dz, layer_scratch(scratch, false),
-                                 relu_gradient(bundle, block, group, scratch),
-                                 weight_sums(block, sums.weights[0]));
-        }
+    const std::vector<Step> all = this->steps(bundle, block, 2);
+    const auto sums_of = [&](const Step& step) -> const CandidateSums<T>& {
+      return sums_[bundle.source][step.edge].candidates[step.candidate];
+    };
+    for (size_t i = 0; i < all.size(); ++i) {
+      const auto& [e, k, group] = all[i];
+      const CandidateRun<T>& run = bundle.edges[e].candidates[k];
+      const CandidateSums<T>& sums = sums_of(all[i]);
+      Ahead next;
+      if (i + 1 < all.size()) {
+        const Step& step = all[i + 1];
+        const CandidateRun<T>& after = bundle.edges[step.edge].candidates[step.candidate];
+        next = this->ahead(sums_of(step).inner + step.group * elements,
+                           after.features[0] + step.group * elements, asks());
       }
+      DA2S_SIMD_CALL(norm_gradient<T>, this->z_grid(sums.inner + group * elements),
+                     run.features[0] + group * elements, this->after_.pixels(), this->mixed_lanes(),
+                     sums.first.view(this->mean(run.candidate->layers[0].norm)), scratch.dz);
+      clear_missing(scratch.dz, elements, group);
+      run.layers[0].backward(this->inside(this->input_of(bundle, block, group, scratch), size),
+                             scratch.dz, layer_scratch(scratch, false, &next),
+                             relu_gradient(bundle, block, group, scratch), true,
+                             weight_sums(block, sums.weights[0]));
+    }
     relu_back(bundle, block, scratch);
   }
 
@@ -528,8 +565,8 @@ class Backward : public CellPass<T> {
         const Grid<T> x = layer.inside(scratch.input);
         this->import_images(in_.inputs[input], group, true, 0, channels, x);
         T* dx = outer ? scratch.inner_gradient : nullptr;
-        if (dx) std::memset(dx, 0, size.pixels() * layer.in_lanes() * sizeof(T));
-        layer.backward(x, scratch.dz, layer_scratch(scratch, false), dx, weight_sums(block, 0));
+        layer.backward(x, scratch.dz, layer_scratch(scratch, false, nullptr), dx, false,
+                       weight_sums(block, 0));
         if (!dx) continue;
         const Grid<T> found{dx, size.width * layer.in_lanes(), layer.in_lanes()};
         DA2S_SIMD_CALL(mask<T>, x, size, layer.in_lanes(), found);

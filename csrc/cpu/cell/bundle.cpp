@@ -26,6 +26,22 @@ std::vector<Size> sizes_of(const std::vector<Outer>& inputs) {
   return sizes;
 }
 
+// Moves the channels of every pixel, `Bytes` each.
+template <int64_t Bytes, class T>
+void shuffle_pixels(const Plan& plan, Grid<T> pixels, Size size, bool back, T* scratch) {
+  char* copy = reinterpret_cast<char*>(scratch);
+  for (int64_t i = 0; i < size.pixels(); ++i) {
+    char* pixel = reinterpret_cast<char*>(pixels.data + i * pixels.pixel);
+    std::memcpy(copy, pixel, plan.channels * Bytes);
+    for (int64_t j = 0; j < plan.partial; ++j)
+      for (int64_t c = 0; c < plan.mixed(); ++c) {
+        const int64_t grouped = (j * plan.mixed() + c) * Bytes;
+        const int64_t shuffled = (c * plan.partial + j) * Bytes;
+        std::memcpy(pixel + (back ? grouped : shuffled), copy + (back ? shuffled : grouped), Bytes);
+      }
+  }
+}
+
 }  // namespace
 
 template <class T>
@@ -212,21 +228,17 @@ void CellPass<T>::export_images(Grid<const T> from, int64_t group, int64_t chann
 
 template <class T>
 void CellPass<T>::shuffle(Grid<T> pixels, Size size, bool back, T* scratch) const {
-  const int64_t bytes = images_.per_group * static_cast<int64_t>(sizeof(T));
-  for (int64_t i = 0; i < size.pixels(); ++i) {
-    char* pixel = reinterpret_cast<char*>(pixels.data + i * pixels.pixel);
-    char* copy = reinterpret_cast<char*>(scratch);
-    std::memcpy(copy, pixel, plan_.channels * bytes);
-    for (int64_t j = 0; j < plan_.partial; ++j)
-      for (int64_t c = 0; c < plan_.mixed(); ++c) {
-        const int64_t grouped = (j * plan_.mixed() + c) * bytes;
-        const int64_t shuffled = (c * plan_.partial + j) * bytes;
-        const int64_t to = back ? grouped : shuffled, from = back ? shuffled : grouped;
-        if (bytes == 16)
-          std::memcpy(pixel + to, copy + from, 16);
-        else
-          std::memcpy(pixel + to, copy + from, bytes);
-      }
+  switch (images_.per_group * static_cast<int64_t>(sizeof(T))) {
+    case 8:
+      return shuffle_pixels<8>(plan_, pixels, size, back, scratch);
+    case 16:
+      return shuffle_pixels<16>(plan_, pixels, size, back, scratch);
+    case 32:
+      return shuffle_pixels<32>(plan_, pixels, size, back, scratch);
+    case 64:
+      return shuffle_pixels<64>(plan_, pixels, size, back, scratch);
+    default:
+      return shuffle_pixels<sizeof(T)>(plan_, pixels, size, back, scratch);
   }
 }
 
@@ -306,19 +318,34 @@ void CellPass<T>::first_stage(const Bundle<T>& bundle, const Block& block,
 }
 
 template <class T>
+std::vector<Step> CellPass<T>::steps(const Bundle<T>& bundle, const Block& block,
+                                     size_t layers) const {
+  std::vector<Step> all;
+  for (size_t e = 0; e < bundle.edges.size(); ++e)
+    for (size_t k = 0; k < bundle.edges[e].candidates.size(); ++k)
+      if (bundle.edges[e].candidates[k].layers.size() >= layers)
+        for (int64_t group = block.begin; group < block.end; ++group) all.push_back({e, k, group});
+  return all;
+}
+
+template <class T>
 void CellPass<T>::second_stage(const Bundle<T>& bundle, const Block& block,
                                const Scratch<T>& scratch, bool moments) const {
-  for (const EdgeRun<T>& edge : bundle.edges)
-    for (const CandidateRun<T>& run : edge.candidates) {
-      if (run.layers.size() < 2) continue;
-      for (int64_t group = block.begin; group < block.end; ++group) {
-        T* z = run.features[1] + group * z_elements();
-        fill_inner(run, group, scratch);
-        run.layers[1].forward(inside(scratch.inner, after_), scratch.middle, z);
-        if (moments)
-          run.moments[1].add(images_, block.chunk, group, z, after_.pixels(), scratch.lanes);
-      }
-    }
+  const std::vector<Step> all = steps(bundle, block, 2);
+  const auto run_of = [&](const Step& step) -> const CandidateRun<T>& {
+    return bundle.edges[step.edge].candidates[step.candidate];
+  };
+  for (size_t i = 0; i < all.size(); ++i) {
+    const CandidateRun<T>& run = run_of(all[i]);
+    const int64_t group = all[i].group;
+    T* z = run.features[1] + group * z_elements();
+    Ahead next;
+    if (i + 1 < all.size())
+      next = ahead(run_of(all[i + 1]).features[0] + all[i + 1].group * z_elements(), nullptr, 2);
+    fill_inner(run, group, scratch);
+    run.layers[1].forward(inside(scratch.inner, after_), scratch.middle, z, &next);
+    if (moments) run.moments[1].add(images_, block.chunk, group, z, after_.pixels(), scratch.lanes);
+  }
 }
 
 template class CellPass<float>;

@@ -2,6 +2,7 @@
 // edges that leave a state, see da2s_fast/ops/cell/bundle.py).
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -54,6 +55,12 @@ template <class T>
 struct EdgeRun {
   const Edge* edge;
   std::vector<CandidateRun<T>> candidates;
+};
+
+// One layer's work on one group.
+struct Step {
+  size_t edge, candidate;
+  int64_t group;
 };
 
 template <class T>
@@ -138,6 +145,9 @@ class CellPass {
     for_each_block(images_, block_groups(), [&] { return make_scratch(backward); }, work);
   }
 
+  // Every candidate with at least so many layers, on every group of a block.
+  std::vector<Step> steps(const Bundle<T>& bundle, const Block& block, size_t layers) const;
+
   // Channels of a tensor from or into a group's grid.
   void import_images(const Outer& input, int64_t group, bool relu, int64_t channel,
                      int64_t channels, Grid<T> to) const;
@@ -160,6 +170,21 @@ class CellPass {
   void fill_inner(const CandidateRun<T>& run, int64_t group, const Scratch<T>& scratch) const;
   // The bypass of a state's group, max-pooled in scratch.bypass at stride 2.
   Grid<const T> bypass_of(const Bundle<T>& bundle, int64_t group, const Scratch<T>& scratch) const;
+
+  // What a step reads after a layer's rows, `asks` times, have been computed: up to two features.
+  Ahead ahead(const T* first, const T* second, int64_t asks) const {
+    const int64_t bytes = z_elements() * static_cast<int64_t>(sizeof(T));
+    Ahead made;
+    const T* both[] = {first, second};
+    for (int i = 0; i < 2; ++i) {
+      if (both[i] == nullptr) continue;
+      made.at[i] = reinterpret_cast<const char*>(both[i]);
+      made.end[i] = made.at[i] + bytes;
+    }
+    const int64_t rows = asks * std::max<int64_t>(1, after_.height);
+    made.step = (bytes / rows + 63) / 64 * 64;
+    return made;
+  }
 
   // The two forward stages of a bundle; they add to moments if asked.
   void first_stage(const Bundle<T>& bundle, const Block& block, const Scratch<T>& scratch,

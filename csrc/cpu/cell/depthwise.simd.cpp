@@ -6,8 +6,7 @@
 //
 // Tiling of the gradient: as many rows of the kernel as registers hold are summed over all pixels,
 // then added in double; every gradient is read once for them.
-#include "../vector.h"
-#include "kernels.h"
+#include "ask.h"
 
 namespace da2s_fast::DA2S_ISA {
 namespace {
@@ -39,9 +38,12 @@ DA2S_INLINE void outputs(Grid<const T> in, const T* weights, int64_t lanes, Grid
 }
 
 template <int K, int D, int S, class T>
-void convolve(Grid<const T> in, const T* weights, int64_t lanes, Grid<T> out, Size size, bool add) {
+void convolve(const Depthwise& conv, Grid<const T> in, const T* weights, Grid<T> out, Size size,
+              bool add) {
+  const int64_t lanes = conv.lanes;
   for (int64_t y = 0; y < size.height; ++y)
     for (int64_t lane = 0; lane < lanes; lane += kLanes<T>) {
+      ask(conv.ahead);
       Grid<const T> from = in.at(y * S, 0);
       Grid<T> to = out.at(y, 0);
       from.data += lane;
@@ -67,6 +69,7 @@ DA2S_INLINE void kernel_rows(const Depthwise& conv, Grid<const T> in, Grid<const
     const int64_t last = first + rows < size.height ? first + rows : size.height;
     Vector<T> found[Rows][K] = {};
     for (int64_t y = first; y < last; ++y) {
+      ask(conv.ahead);
       const T* from = in.at(y * conv.stride, 0).data;
       const T* g = gradient.at(y, 0).data;
       for (int64_t x = 0; x < size.width; ++x) {
@@ -108,7 +111,7 @@ template <class T>
 void depthwise(const Depthwise& conv, Grid<const T> in, const T* weights, Grid<T> out,
                Size out_size, bool add) {
   const auto run = [&](auto one, auto two) {
-    (conv.stride == 1 ? one : two)(in, weights, conv.lanes, out, out_size, add);
+    (conv.stride == 1 ? one : two)(conv, in, weights, out, out_size, add);
   };
   if (conv.dilation == 2) {
     if (conv.kernel == 3) return run(convolve<3, 2, 1, T>, convolve<3, 2, 2, T>);

@@ -36,12 +36,21 @@ struct Size {
   bool operator==(const Size& other) const = default;
 };
 
+// Memory that will be read next. Kernels that compute more than they read ask for a few cache lines
+// of it with every row, so that it comes from memory while they compute.
+struct Ahead {
+  const char* at[2] = {};
+  const char* end[2] = {};
+  int64_t step = 0;  // bytes of each with every row
+};
+
 // A depthwise convolution; in starts at the first tap of the first output.
 struct Depthwise {
   int64_t kernel;
   int64_t dilation;
   int64_t stride;
   int64_t lanes;
+  Ahead* ahead = nullptr;
 };
 
 // A tap of a dense convolution: how far its input pixel lies from the output's.
@@ -52,6 +61,7 @@ struct Product {
   int64_t out_lanes;
   int64_t taps = 1;
   int64_t offsets[kMostTaps] = {};  // in elements of the input
+  Ahead* ahead = nullptr;
 };
 
 // Numbers per lane with which a norm's gradient is made, see norm_gradient.

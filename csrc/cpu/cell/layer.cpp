@@ -13,8 +13,8 @@ PackedLayer<T>::PackedLayer(const Layer& layer, Size size, int64_t images, int64
 }
 
 template <class T>
-Depthwise PackedLayer<T>::depthwise_shape(int64_t stride) const {
-  return {layer_.kernel, layer_.dilation, stride, in_lanes_};
+Depthwise PackedLayer<T>::depthwise_shape(int64_t stride, Ahead* ahead) const {
+  return {layer_.kernel, layer_.dilation, stride, in_lanes_, ahead};
 }
 
 template <class T>
@@ -25,8 +25,8 @@ int64_t PackedLayer<T>::tap_offset(int64_t tap) const {
 }
 
 template <class T>
-Product PackedLayer<T>::product_shape() const {
-  Product shape{images_, layer_.in_channels, out_lanes(), layer_.taps_of_product()};
+Product PackedLayer<T>::product_shape(Ahead* ahead) const {
+  Product shape{images_, layer_.in_channels, out_lanes(), layer_.taps_of_product(), {}, ahead};
   if (!layer_.separable)
     for (int64_t tap = 0; tap < shape.taps; ++tap) shape.offsets[tap] = tap_offset(tap);
   return shape;
@@ -88,58 +88,61 @@ Grid<T> PackedLayer<T>::inside(T* padded) const {
 }
 
 template <class T>
-void PackedLayer<T>::forward(Grid<const T> in, T* middle, T* z) const {
+void PackedLayer<T>::forward(Grid<const T> in, T* middle, T* z, Ahead* ahead) const {
   const Size out = out_size();
   const Grid<T> to{z, out.width * out_lanes(), out_lanes()};
   if (!layer_.separable) {
     const Grid<const T> strided{in.data, in.row * layer_.stride, in.pixel * layer_.stride};
-    DA2S_SIMD_CALL(product<T>, product_shape(), strided, product_, to, out, false);
+    DA2S_SIMD_CALL(product<T>, product_shape(ahead), strided, product_, to, out, false);
     return;
   }
   const Grid<T> between{middle, out.width * in_lanes_, in_lanes_};
-  DA2S_SIMD_CALL(depthwise<T>, depthwise_shape(layer_.stride),
+  DA2S_SIMD_CALL(depthwise<T>, depthwise_shape(layer_.stride, ahead),
                  in.at(-layer_.padding(), -layer_.padding()), spatial_, between, out, false);
-  DA2S_SIMD_CALL(product<T>, product_shape(), between, product_, to, out, false);
+  DA2S_SIMD_CALL(product<T>, product_shape(ahead), between, product_, to, out, false);
 }
 
 template <class T>
 void PackedLayer<T>::backward(Grid<const T> in, const T* dz, const Scratch& scratch, T* dx,
-                              double* sums) const {
-  layer_.separable ? separable_backward(in, dz, scratch, dx, sums)
-                   : dense_backward(in, dz, scratch, dx, sums);
+                              bool add, double* sums) const {
+  layer_.separable ? separable_backward(in, dz, scratch, dx, add, sums)
+                   : dense_backward(in, dz, scratch, dx, add, sums);
 }
 
 template <class T>
 void PackedLayer<T>::separable_backward(Grid<const T> in, const T* dz, const Scratch& scratch,
-                                        T* dx, double* sums) const {
+                                        T* dx, bool add, double* sums) const {
   const Size out = out_size();
   const int64_t p = layer_.padding(), stride = layer_.stride;
   const Grid<const T> window = in.at(-p, -p);
   const Grid<const T> g{dz, out.width * out_lanes(), out_lanes()};
   if (sums) {
     const Grid<T> between{scratch.middle, out.width * in_lanes_, in_lanes_};
-    DA2S_SIMD_CALL(depthwise<T>, depthwise_shape(stride), window, spatial_, between, out, false);
-    DA2S_SIMD_CALL(product_weights<T>, product_shape(), between, g, out, sums + spatial_sums());
+    DA2S_SIMD_CALL(depthwise<T>, depthwise_shape(stride, scratch.ahead), window, spatial_, between,
+                   out, false);
+    DA2S_SIMD_CALL(product_weights<T>, product_shape(scratch.ahead), between, g, out,
+                   sums + spatial_sums());
   }
   // The gradient of the depthwise result: spread out already at stride 1.
-  Product back{images_, layer_.out_channels, in_lanes_};
+  Product back{images_, layer_.out_channels, in_lanes_, 1, {}, scratch.ahead};
   const Grid<T> spread = inside(scratch.spread);
   Grid<T> gradient = spread;
   if (stride > 1) gradient = {scratch.gradient, out.width * in_lanes_, in_lanes_};
   DA2S_SIMD_CALL(product<T>, back, g, transposed_, gradient, out, false);
   if (sums)
-    DA2S_SIMD_CALL(depthwise_weights<T>, depthwise_shape(stride), window, gradient, out, sums);
+    DA2S_SIMD_CALL(depthwise_weights<T>, depthwise_shape(stride, scratch.ahead), window, gradient,
+                   out, sums);
   if (!dx) return;
   if (stride > 1)
     DA2S_SIMD_CALL(normalize<T>, gradient, out, in_lanes_, nullptr, nullptr, false,
                    (Grid<T>{spread.data, spread.row * stride, spread.pixel * stride}));
-  DA2S_SIMD_CALL(depthwise<T>, depthwise_shape(1), spread.at(-p, -p), turned_,
-                 (Grid<T>{dx, size_.width * in_lanes_, in_lanes_}), size_, true);
+  DA2S_SIMD_CALL(depthwise<T>, depthwise_shape(1, scratch.ahead), spread.at(-p, -p), turned_,
+                 (Grid<T>{dx, size_.width * in_lanes_, in_lanes_}), size_, add);
 }
 
 template <class T>
 void PackedLayer<T>::dense_backward(Grid<const T> in, const T* dz, const Scratch& scratch, T* dx,
-                                    double* sums) const {
+                                    bool add, double* sums) const {
   const Size out = out_size();
   const Grid<const T> g{dz, out.width * out_lanes(), out_lanes()};
   const Grid<const T> strided{in.data, in.row * layer_.stride, in.pixel * layer_.stride};
@@ -150,6 +153,7 @@ void PackedLayer<T>::dense_backward(Grid<const T> in, const T* dz, const Scratch
   // A single tap reads every pixel once: its gradient goes straight there.
   const bool direct = taps == 1 && layer_.stride == 1;
   const bool spread = dx && !direct;
+  if (spread && !add) std::memset(dx, 0, size_.pixels() * in_lanes_ * sizeof(T));
   if (spread) std::memset(scratch.spread, 0, padded() * sizeof(T));
   for (int64_t tap = 0; tap < taps; ++tap) {
     const int64_t offset = tap_offset(tap);
@@ -162,7 +166,7 @@ void PackedLayer<T>::dense_backward(Grid<const T> in, const T* dz, const Scratch
     Grid<T> to = direct ? whole : inside(scratch.spread);
     to = {to.data + offset, to.row * layer_.stride, to.pixel * layer_.stride};
     DA2S_SIMD_CALL(product<T>, back, g, transposed_ + tap * layer_.out_channels * in_lanes_, to,
-                   out, true);
+                   out, spread || add);
   }
   if (!spread) return;
   DA2S_SIMD_CALL(add<T>, inside(scratch.spread), size_, in_lanes_, whole);

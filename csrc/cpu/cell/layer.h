@@ -39,15 +39,18 @@ class PackedLayer {
   Grid<T> inside(T* padded) const;
 
   // z from the image inside its border; `middle` holds out pixels * in lanes.
-  void forward(Grid<const T> in, T* middle, T* z) const;
+  void forward(Grid<const T> in, T* middle, T* z, Ahead* ahead = nullptr) const;
 
   struct Scratch {
     T* middle;    // out pixels * in lanes
     T* gradient;  // out pixels * in lanes
     T* spread;    // padded(), zero between uses but for what backward itself writes
+    Ahead* ahead = nullptr;
   };
-  // Adds to dx, the gradient of the image, and to the weights' sums; either may be null.
-  void backward(Grid<const T> in, const T* dz, const Scratch& scratch, T* dx, double* sums) const;
+  // Writes dx, the gradient of the image, or adds to it, and adds to the weights' sums; either may
+  // be null.
+  void backward(Grid<const T> in, const T* dz, const Scratch& scratch, T* dx, bool add,
+                double* sums) const;
 
   // Gradients of the weights, one after the other as they lie in the list, from the chunks' sums,
   // of which the first chunk's become the total.
@@ -56,14 +59,14 @@ class PackedLayer {
  private:
   int64_t spatial_sums() const { return layer_.separable ? layer_.taps() * in_lanes_ : 0; }
   int64_t product_sums() const { return layer_.in_channels * out_lanes(); }
-  Depthwise depthwise_shape(int64_t stride) const;
-  Product product_shape() const;
+  Depthwise depthwise_shape(int64_t stride, Ahead* ahead) const;
+  Product product_shape(Ahead* ahead) const;
   int64_t tap_offset(int64_t tap) const;
   template <class Visit>
   void for_each_product_weight(Visit visit) const;
-  void separable_backward(Grid<const T> in, const T* dz, const Scratch& scratch, T* dx,
+  void separable_backward(Grid<const T> in, const T* dz, const Scratch& scratch, T* dx, bool add,
                           double* sums) const;
-  void dense_backward(Grid<const T> in, const T* dz, const Scratch& scratch, T* dx,
+  void dense_backward(Grid<const T> in, const T* dz, const Scratch& scratch, T* dx, bool add,
                       double* sums) const;
 
   const Layer& layer_;

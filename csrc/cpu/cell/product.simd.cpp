@@ -4,8 +4,7 @@
 // them where there are 32 registers, half as many where there are 16): for every input channel one
 // read per vector of weights and one repeated read per pixel. The gradient of the weights is tiled
 // likewise, with input channels in the place of pixels and pixels summed over.
-#include "../vector.h"
-#include "kernels.h"
+#include "ask.h"
 
 namespace da2s_fast::DA2S_ISA {
 namespace {
@@ -21,17 +20,24 @@ DA2S_INLINE void tile(const Product& shape, Grid<const T> in, const T* weights, 
   if (add)
     for (int i = 0; i < Pixels; ++i)
       for (int j = 0; j < Vectors; ++j) sums[i][j] = read(out.data + i * out.pixel + j * kLanes<T>);
+  // One pointer for every four pixels: with one for each, most would lie in memory.
+  constexpr int kPointers = (Pixels + 3) / 4;
   for (int64_t tap = 0; tap < shape.taps; ++tap) {
-    const T* from = in.data + shape.offsets[tap];
+    const T* from[kPointers];
+    for (int k = 0; k < kPointers; ++k) from[k] = in.data + shape.offsets[tap] + 4 * k * in.pixel;
+#pragma GCC unroll 4
     for (int64_t c = 0; c < shape.in_channels; ++c) {
       Vector<T> values[Vectors];
       for (int j = 0; j < Vectors; ++j) values[j] = read(weights + j * kLanes<T>);
       for (int i = 0; i < Pixels; ++i) {
-        const Vector<T> factor = repeat<Images>(from + i * in.pixel);
+        const Vector<T> factor = repeat<Images>(from[i / 4] + i % 4 * in.pixel);
         for (int j = 0; j < Vectors; ++j) sums[i][j] += values[j] * factor;
       }
       weights += shape.out_lanes;
-      from += Images;
+      for (int k = 0; k < kPointers; ++k) {
+        from[k] += Images;
+        asm("" : "+r"(from[k]));  // the compiler may not make more of them
+      }
     }
   }
   for (int i = 0; i < Pixels; ++i)
@@ -42,6 +48,7 @@ template <int Images, int Vectors, class T>
 DA2S_INLINE void row_of(const Product& shape, Grid<const T> in, const T* weights, Grid<T> out,
                         int64_t width, bool add) {
   constexpr int kPixels = kTile / Vectors;
+  ask(shape.ahead);
   int64_t x = 0;
   for (; x + kPixels <= width; x += kPixels)
     tile<Images, kPixels, Vectors>(shape, in.at(0, x), weights, out.at(0, x), add);
@@ -78,6 +85,7 @@ DA2S_INLINE void weights_tile(const Product& shape, Grid<const T> in, Grid<const
       const int64_t right = left + kLongestSum < size.width ? left + kLongestSum : size.width;
       Vector<T> found[Channels][Vectors] = {};
       for (int64_t y = first; y < last; ++y) {
+        ask(shape.ahead);
         const T* from = in.at(y, left).data;
         const T* g = gradient.at(y, left).data;
         for (int64_t x = left; x < right; ++x) {

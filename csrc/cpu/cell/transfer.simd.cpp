@@ -1,8 +1,10 @@
 // Between tensors of PyTorch, in any layout and type, and the cell's own groups.
 //
-// Whole vectors move where a group is one image and channels are adjacent on both sides; otherwise
-// the loop over the side that is scattered lies outside, so that one of both is read or written
-// in order.
+// Whole vectors move where a group is one image and channels are adjacent on both sides; images of
+// a group whose channels are adjacent are interleaved four channels at a time. Otherwise the loop
+// over the side that is scattered lies outside, so that one of both is read or written in order.
+#include <type_traits>
+
 #include "../convert.h"
 #include "../vector.h"
 #include "kernels.h"
@@ -50,6 +52,74 @@ DA2S_INLINE void export_pixels(Grid<const T> from, const ImageStrides& at, int64
     }
 }
 
+typedef float Four __attribute__((vector_size(16)));
+typedef int32_t Mask __attribute__((vector_size(16)));
+
+// The columns of four rows as rows.
+DA2S_INLINE void transpose(const Four (&in)[4], Four (&out)[4]) {
+  const Four a = __builtin_shuffle(in[0], in[1], Mask{0, 4, 1, 5});
+  const Four b = __builtin_shuffle(in[0], in[1], Mask{2, 6, 3, 7});
+  const Four c = __builtin_shuffle(in[2], in[3], Mask{0, 4, 1, 5});
+  const Four d = __builtin_shuffle(in[2], in[3], Mask{2, 6, 3, 7});
+  out[0] = __builtin_shuffle(a, c, Mask{0, 1, 4, 5});
+  out[1] = __builtin_shuffle(a, c, Mask{2, 3, 6, 7});
+  out[2] = __builtin_shuffle(b, d, Mask{0, 1, 4, 5});
+  out[3] = __builtin_shuffle(b, d, Mask{2, 3, 6, 7});
+}
+
+DA2S_INLINE Four read_four(const float* p) {
+  Four v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+DA2S_INLINE void write_four(float* p, const Four& v) { std::memcpy(p, &v, sizeof v); }
+
+// A pixel's channels of some images, adjacent on the side of the tensor, `image` apart: four
+// channels of two or four images at a time. Returns how many channels were moved.
+template <int Images>
+DA2S_INLINE int64_t import_pixel(const float* from, int64_t image, int64_t images, int64_t channels,
+                                 bool with_relu, float* to) {
+  int64_t c = 0;
+  for (; c + 4 <= channels; c += 4)
+    for (int64_t n = 0; n < images; n += Images) {
+      Four in[4] = {}, out[4];
+      for (int i = 0; i < Images; ++i) {
+        in[i] = read_four(from + (n + i) * image + c);
+        if (with_relu) in[i] = in[i] < 0 ? Four{} : in[i];
+      }
+      if constexpr (Images == 2) {
+        write_four(to + c * 2, __builtin_shuffle(in[0], in[1], Mask{0, 4, 1, 5}));
+        write_four(to + c * 2 + 4, __builtin_shuffle(in[0], in[1], Mask{2, 6, 3, 7}));
+      } else {
+        transpose(in, out);
+        for (int i = 0; i < 4; ++i) write_four(to + (c + i) * images + n, out[i]);
+      }
+    }
+  return c;
+}
+
+// The other way round.
+template <int Images>
+DA2S_INLINE int64_t export_pixel(const float* from, int64_t image, int64_t images, int64_t channels,
+                                 float* to) {
+  int64_t c = 0;
+  for (; c + 4 <= channels; c += 4)
+    for (int64_t n = 0; n < images; n += Images) {
+      if constexpr (Images == 2) {
+        const Four low = read_four(from + c * 2), high = read_four(from + c * 2 + 4);
+        write_four(to + c, __builtin_shuffle(low, high, Mask{0, 2, 4, 6}));
+        write_four(to + image + c, __builtin_shuffle(low, high, Mask{1, 3, 5, 7}));
+      } else {
+        Four in[4], out[4];
+        for (int i = 0; i < 4; ++i) in[i] = read_four(from + (c + i) * images + n);
+        transpose(in, out);
+        for (int i = 0; i < 4; ++i) write_four(to + (n + i) * image + c, out[i]);
+      }
+    }
+  return c;
+}
+
 }  // namespace
 
 template <class T, class Outer>
@@ -67,9 +137,18 @@ void import_group(const Outer* from, const ImageStrides& at, int64_t image, int6
   };
   if (at.channel == 1) {
     for (int64_t y = 0; y < size.height; ++y)
-      for (int64_t x = 0; x < size.width; ++x)
+      for (int64_t x = 0; x < size.width; ++x) {
+        int64_t first = 0;
+        if constexpr (std::is_same_v<Outer, float>) {
+          const float* source = from + y * at.row + x * at.pixel;
+          if (valid == images && images > 1)
+            first =
+                (images == 2 ? import_pixel<2> : import_pixel<4>)(source, image, images, channels,
+                                                                  with_relu, to.at(y, x).data);
+        }
         for (int64_t n = 0; n < valid; ++n)
-          for (int64_t c = 0; c < channels; ++c) element(n, c, y, x);
+          for (int64_t c = first; c < channels; ++c) element(n, c, y, x);
+      }
     return;
   }
   for (int64_t y = 0; y < size.height; ++y)
@@ -90,9 +169,17 @@ void export_group(Grid<const T> from, const ImageStrides& at, int64_t image, int
   };
   if (at.channel == 1) {
     for (int64_t y = 0; y < size.height; ++y)
-      for (int64_t x = 0; x < size.width; ++x)
+      for (int64_t x = 0; x < size.width; ++x) {
+        int64_t first = 0;
+        if constexpr (std::is_same_v<Outer, float>) {
+          float* target = to + y * at.row + x * at.pixel;
+          if (valid == images && images > 1)
+            first = (images == 2 ? export_pixel<2> : export_pixel<4>)(from.at(y, x).data, image,
+                                                                      images, channels, target);
+        }
         for (int64_t n = 0; n < valid; ++n)
-          for (int64_t c = 0; c < channels; ++c) element(n, c, y, x);
+          for (int64_t c = first; c < channels; ++c) element(n, c, y, x);
+      }
     return;
   }
   for (int64_t y = 0; y < size.height; ++y)

@@ -47,16 +47,23 @@ inline void store_exact(double value, Float16& to) {
                                   (value == 0 ? 0 : (exponent + 13) * 1024 + fraction * 2048));
 }
 
-// The same sequence in every run: multiples of 1/64 between -1 and 1, some of them zero, which all
-// types hold exactly.
+// The same sequence in every run, between -1 and 1.
 class Numbers {
  public:
+  // Multiples of 1/64, some of them zero, which all types hold exactly.
   double next() {
-    state_ = state_ * 6364136223846793005u + 1442695040888963407u;
+    advance();
     return (static_cast<double>(state_ >> 57) - 64) / 64;
+  }
+  // Neither zeros nor ties.
+  double next_real() {
+    advance();
+    return static_cast<double>(state_ >> 11) * 0x1p-52 - 1;
   }
 
  private:
+  void advance() { state_ = state_ * 6364136223846793005u + 1442695040888963407u; }
+
   uint64_t state_ = 1;
 };
 

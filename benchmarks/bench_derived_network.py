@@ -3,8 +3,9 @@
 import pytest
 
 from benchmarks.bench_super_network import run
-from benchmarks.cases import Derived, all_rows
+from benchmarks.cases import all_rows
 from benchmarks.measure import DEVICES
+from benchmarks.modules import Derived
 from benchmarks.tables import results_table
 
 

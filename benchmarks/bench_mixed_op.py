@@ -3,8 +3,9 @@
 import pytest
 
 from benchmarks.bench_super_network import run
-from benchmarks.cases import Edge, all_rows
+from benchmarks.cases import all_rows
 from benchmarks.measure import DEVICES
+from benchmarks.modules import Edge
 from benchmarks.tables import results_table
 
 SIZES = {16: 32, 32: 16, 64: 8}  # channels and image size of the three stages

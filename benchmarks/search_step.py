@@ -7,7 +7,7 @@ clocks, not modules in hooks: hooks would keep fused operators from running.
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -77,7 +77,8 @@ class SearchStep:
 
     def measure(self) -> dict[str, dict[str, float]]:
         """Seconds of every part, for the architecture step and the weight step."""
-        session, found = self.session, {}
+        session = self.session
+        found: dict[str, dict[str, float]] = {}
         clock = _Clock(session.device)
         with ExitStack() as stack:
             for context in _wrapped(session, clock):
@@ -99,7 +100,7 @@ class _Clock:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.parts: Counter[str] = Counter()
+        self.parts: defaultdict[str, float] = defaultdict(float)
 
     def now(self) -> float:
         if self.device.type == "cuda":
@@ -107,12 +108,12 @@ class _Clock:
         return time.perf_counter()
 
     @contextmanager
-    def step(self) -> Iterator[Counter[str]]:
+    def step(self) -> Iterator[dict[str, float]]:
         """A whole step: what no part accounts for is everything else."""
-        self.parts = Counter()
+        self.parts = defaultdict(float)
         start = self.now()
         yield self.parts
-        self.parts["everything else"] = self.now() - start - self.parts.total()
+        self.parts["everything else"] = self.now() - start - sum(self.parts.values())
 
     def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def run(*arguments: Any, **keywords: Any) -> Any:

@@ -9,10 +9,11 @@ from rich.console import Console
 
 from benchmarks.bench_scaling import growth_table
 from benchmarks.bench_search_step import parts_table
-from benchmarks.cases import Derived, Edge, Row, SearchNetwork
+from benchmarks.cases import Row
 from benchmarks.limits import Limits, Rates
 from benchmarks.memory import PeakMemory
-from benchmarks.networks import DA2S, NAS_BENCH_201, PC_DARTS
+from benchmarks.modules import Derived, Edge
+from benchmarks.networks import DA2S, NAS_BENCH_201, PC_DARTS, SearchNetwork
 from benchmarks.operations import operations
 from benchmarks.results import Measurement, Result
 from benchmarks.search_step import PARTS, STEPS, SearchStep

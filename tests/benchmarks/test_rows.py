@@ -13,10 +13,7 @@ from benchmarks import subject as subjects
 from benchmarks.cases import (
     EAGER,
     Case,
-    Derived,
-    Edge,
     Row,
-    SearchNetwork,
     all_rows,
     half_steps,
     our_rows,
@@ -24,6 +21,8 @@ from benchmarks.cases import (
 from benchmarks.compiled import compiled_subject
 from benchmarks.conftest import Options
 from benchmarks.limits import Limits
+from benchmarks.modules import Derived, Edge
+from benchmarks.networks import SearchNetwork
 from benchmarks.process import RowFailed
 from da2s_fast.nn import Cell
 from tests.nn import reference

@@ -95,11 +95,11 @@ def run(  # noqa: PLR0917 - as the operator
     save = False
     learned = (*inputs, p, *(() if g is None else (g,)), *weights)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in learned):
-        # Plain numbers: under a compiler's dynamic shapes this fixes the size.
+        # Plain numbers: what a compiler only has symbols for becomes numbers by this.
         sizes = tuple(operator.index(n) for y in inputs for n in y.shape[1:])
         save = saves(
             memory,
-            plan.code,
+            tuple(map(operator.index, plan.code)),
             operator.index(x.shape[0]),
             sizes,
             accumulation_dtype(x.dtype).itemsize,

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from functools import cache
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
+
+from da2s_fast.errors import UserError
 
 MemoryChoice = Literal["auto", "save", "recompute"]
 """save: keep every z for the backward pass, the fastest. recompute: keep the states only and
@@ -105,7 +107,12 @@ def saves(
         batch: N.
         sizes: channels, height and width of every input.
         element: bytes of a number in the arithmetic's type.
+
+    Raises:
+        UserError: an unknown choice.
     """
+    if choice not in get_args(MemoryChoice):
+        raise UserError(f"cell got memory={choice!r}; choose one of {get_args(MemoryChoice)}")
     if choice != "auto":
         return choice == "save"
     numbers = torch.ops.da2s_fast.cell_saved_size(list(code), batch, list(sizes), True, element)

@@ -155,12 +155,15 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Any, ..
     found, grad_p, grad_g, flat = torch.ops.da2s_fast.cell_backward(
         grad, xs, p, g, ws, statistics, saved, *ctx.settings, mask
     )
-    parts = torch._utils._unflatten_dense_tensors(flat, ws) if mask[-1] else [None] * weights
+    parts = flat.split([w.numel() for w in ws]) if mask[-1] else ws
     return (
         [x if wanted else None for x, wanted in zip(found, for_inputs, strict=True)],
         grad_p if for_p else None,
         grad_g if mask[-2] else None,
-        [part if wanted else None for part, wanted in zip(parts, for_weights, strict=True)],
+        [
+            part.view(weight.shape) if wanted else None
+            for part, weight, wanted in zip(parts, ws, for_weights, strict=True)
+        ],
         *constants,
     )
 

@@ -15,10 +15,20 @@ namespace {
 // Blocks are whole huge pages: where the system has them, one fault instead of 512.
 constexpr size_t kPage = size_t{2} << 20;
 
+using Blocks = std::multimap<size_t, void*>;  // by size
+
 struct Pool {
   std::mutex mutex;
-  std::multimap<size_t, void*> free;  // by size
+  Blocks call, kept;  // not in use
   size_t total = 0;
+
+  Blocks& of(Workspace::Use use) { return use == Workspace::Use::call ? call : kept; }
+
+  void unmap(Blocks& blocks, Blocks::iterator block) {
+    munmap(block->second, block->first);
+    total -= block->first;
+    blocks.erase(block);
+  }
 };
 
 // Never destroyed: blocks may come back while the process ends.
@@ -43,23 +53,26 @@ void* map(size_t bytes) {
 }
 
 // A block of at least `bytes`, which becomes its size.
-void* take(size_t& bytes) {
+void* take(size_t& bytes, Workspace::Use use) {
   Pool& all = pool();
   const std::lock_guard<std::mutex> lock(all.mutex);
-  const auto found = all.free.lower_bound(bytes);  // the smallest that is large enough
-  if (found != all.free.end()) {
+  Blocks& blocks = all.of(use);
+  const auto found = blocks.lower_bound(bytes);  // the smallest that is large enough
+  // Many blocks are kept at the same time: there a much larger one is not wasted.
+  const bool fits =
+      use == Workspace::Use::call || (found != blocks.end() && found->first <= bytes + bytes / 4);
+  if (found != blocks.end() && fits) {
     bytes = found->first;
     void* data = found->second;
-    all.free.erase(found);
+    blocks.erase(found);
     return data;
   }
-  // A larger block takes the place of the largest there is: the pool grows to what is used at the
-  // same time, not to the sum of all sizes that were ever asked for.
-  if (!all.free.empty()) {
-    const auto largest = std::prev(all.free.end());
-    munmap(largest->second, largest->first);
-    all.total -= largest->first;
-    all.free.erase(largest);
+  // A new block takes the place of free ones that are as large together: the pool grows to what is
+  // used at the same time, not to the sum of all sizes that were ever asked for.
+  for (size_t gone = 0; gone < bytes && !blocks.empty();) {
+    const auto largest = std::prev(blocks.end());
+    gone += largest->first;
+    all.unmap(blocks, largest);
   }
   void* data = map(bytes);
   all.total += bytes;
@@ -68,15 +81,15 @@ void* take(size_t& bytes) {
 
 }  // namespace
 
-Workspace::Workspace(size_t bytes) : bytes_((bytes + kPage - 1) / kPage * kPage) {
-  data_ = take(bytes_);
+Workspace::Workspace(size_t bytes, Use use)
+    : use_(use), bytes_((bytes + kPage - 1) / kPage * kPage), data_(take(bytes_, use)) {
   if (std::getenv("DA2S_POISON")) std::memset(data_, 0xff, bytes);
 }
 
 Workspace::~Workspace() {
   Pool& all = pool();
   const std::lock_guard<std::mutex> lock(all.mutex);
-  all.free.emplace(bytes_, data_);
+  all.of(use_).emplace(bytes_, data_);
 }
 
 int64_t workspace_bytes() {
@@ -88,11 +101,8 @@ int64_t workspace_bytes() {
 void release_workspaces() {
   Pool& all = pool();
   const std::lock_guard<std::mutex> lock(all.mutex);
-  for (const auto& [bytes, data] : all.free) {
-    munmap(data, bytes);
-    all.total -= bytes;
-  }
-  all.free.clear();
+  for (Blocks* blocks : {&all.call, &all.kept})
+    while (!blocks->empty()) all.unmap(*blocks, blocks->begin());
 }
 
 }  // namespace da2s_fast

@@ -12,7 +12,11 @@ namespace da2s_fast {
 // NaN, so that tests see what is read before it is written.
 class Workspace {
  public:
-  explicit Workspace(size_t bytes);
+  // What lives during a call only, or what is kept from a forward pass for its backward pass. Both
+  // have blocks of their own: a small one that is kept must not hold what a call needs.
+  enum class Use { call, kept };
+
+  explicit Workspace(size_t bytes, Use use = Use::call);
   ~Workspace();
   Workspace(const Workspace&) = delete;
   Workspace& operator=(const Workspace&) = delete;
@@ -20,8 +24,9 @@ class Workspace {
   void* data() const { return data_; }
 
  private:
-  void* data_;
+  Use use_;
   size_t bytes_;
+  void* data_;
 };
 
 // What all blocks hold together, in use or not.

@@ -116,7 +116,7 @@ Tensor tensor_of(const std::vector<T>& numbers, const Ints& sizes, ScalarType dt
 Tensor pooled(int64_t count, ScalarType dtype) {
   const size_t bytes = count * (dtype == ScalarType::Double ? sizeof(double) : sizeof(float));
   if (bytes < kPooledBytes || torch_from_blob == nullptr) return empty({count}, dtype);
-  auto memory = std::make_unique<Workspace>(bytes);
+  auto memory = std::make_unique<Workspace>(bytes, Workspace::Use::kept);
   const int64_t stride = 1;
   AtenTensorHandle made;
   const auto release = [](void*, void* context) { delete static_cast<Workspace*>(context); };

@@ -94,7 +94,7 @@ def test_reference_can_be_differentiated_twice():
 
 
 @compiled
-@pytest.mark.parametrize("wanted", list(itertools.product([False, True], repeat=5)), ids=str)
+@pytest.mark.parametrize("wanted", [*itertools.product([False, True], repeat=5)], ids=str)
 def test_only_the_gradients_asked_for(wanted):
     case = make_case(PLANS["after a reduction, odd"], (2, 4, 4))
     everything = evaluate(case, backend="cpu")

@@ -121,9 +121,11 @@ class _Known:
         parts = children(module), *(getattr(module, name) for name in module.__constants__)
         # What was not recognized is looked at again each time: there is no cell's time to lose.
         if self._parts != parts or isinstance(self._found, str) or not self._snapshot.holds():
-            self._found, self._parts = module.recognize(), parts
-            if not isinstance(self._found, str):
-                self._snapshot = Snapshot([m for m in self._found.modules if m is not module])
+            found = module.recognize()
+            if not isinstance(found, str):
+                found = found._replace(modules=[m for m in found.modules if m is not module])
+                self._snapshot = Snapshot(found.modules)
+            self._found, self._parts = found, parts
         return self._found
 
 

@@ -2,16 +2,16 @@
 
 import pytest
 
-from benchmarks.bench_super_network import run
 from benchmarks.cases import all_rows
 from benchmarks.measure import DEVICES
 from benchmarks.modules import Derived
+from benchmarks.rounds import check_and_measure
 from benchmarks.tables import results_table
 
 
 @pytest.mark.parametrize("device", DEVICES)
 def bench_derived_network(benchmark, options, publish, device):
     case = Derived()
-    found = run(benchmark, options, case, all_rows(case), device)
+    found = check_and_measure(benchmark, options, case, all_rows(case), device)
     title = f"derived network (DARTS V2), C={case.channels}, L={case.cells}, 32x32"
     publish(results_table(f"{title}, batch {options.batch}, {device}", found))

@@ -2,10 +2,10 @@
 
 import pytest
 
-from benchmarks.bench_super_network import run
 from benchmarks.cases import all_rows
 from benchmarks.measure import DEVICES
 from benchmarks.modules import Edge
+from benchmarks.rounds import check_and_measure
 from benchmarks.tables import results_table
 
 SIZES = {16: 32, 32: 16, 64: 8}  # channels and image size of the three stages
@@ -16,6 +16,6 @@ SIZES = {16: 32, 32: 16, 64: 8}  # channels and image size of the three stages
 @pytest.mark.parametrize("channels", SIZES)
 def bench_mixed_op(benchmark, options, publish, channels, stride, device):  # noqa: PLR0917
     case = Edge(channels, stride, SIZES[channels])
-    found = run(benchmark, options, case, all_rows(case), device)
+    found = check_and_measure(benchmark, options, case, all_rows(case), device)
     title = f"MixedOp, 8 operations, C={channels}, {SIZES[channels]}x{SIZES[channels]}"
     publish(results_table(f"{title}, stride {stride}, batch {options.batch}, {device}", found))

@@ -13,7 +13,7 @@ from benchmarks.measure import DEVICES
 from benchmarks.networks import DA2S, TITLES
 from benchmarks.process import Process
 from benchmarks.results import Measurement
-from benchmarks.rounds import Job, measure
+from benchmarks.rounds import Job, measure_jobs
 from benchmarks.tables import RATIO, Table, results_table, seconds, size
 
 LARGE_FACTOR = 8  # times the usual 64
@@ -52,12 +52,9 @@ def bench_growth_with_cells(benchmark, options, publish, device):
 
 
 def run(benchmark, options, jobs: Sequence[Job], device: str) -> Measurement:
-    benchmark.group = "interleaved rounds of all rows"
     for case in dict.fromkeys(job.case for job in jobs):
         exactness.check(case, [jobs[0].row], device)
-    found = measure(benchmark.pedantic, jobs, rounds=options.rounds, device=device)
-    benchmark.extra_info.update(found.as_json())
-    return found
+    return measure_jobs(benchmark, options, jobs, device)
 
 
 def growth_table(title: str, found: Measurement, counts: Sequence[int]) -> Table:

@@ -6,12 +6,11 @@ against the full backward of eager PyTorch, which is what the public code runs i
 
 import pytest
 
-from benchmarks import exactness
 from benchmarks.cases import EAGER, EAGER_CHANNELS_LAST, all_rows, half_steps, our_rows
 from benchmarks.measure import DEVICES
-from benchmarks.networks import DA2S, NAS_BENCH_201, PC_DARTS, TITLES
+from benchmarks.networks import DA2S, PC_DARTS, TITLES
 from benchmarks.results import Measurement
-from benchmarks.rounds import Job, measure
+from benchmarks.rounds import check_and_measure
 from benchmarks.tables import results_table, seconds
 
 EPOCH_IMAGES = 25_000  # half of CIFAR-10's training set teaches the weights
@@ -21,27 +20,10 @@ EPOCH_IMAGES = 25_000  # half of CIFAR-10's training set teaches the weights
 @pytest.mark.parametrize("case", [DA2S, PC_DARTS], ids=["da2s", "pc-darts"])
 def bench_super_network(benchmark, options, publish, case, device):
     rows = [*all_rows(case), *half_steps(our_rows(case))]
-    found = run(benchmark, options, case, rows, device)
+    found = check_and_measure(benchmark, options, case, rows, device)
     table = results_table(f"{TITLES[case]}, batch {options.batch}, {device}", found)
     table.notes += epoch_notes(found, options.batch)
     publish(table)
-
-
-@pytest.mark.parametrize("device", DEVICES)
-def bench_nas_bench_201(benchmark, options, publish, device):
-    found = run(benchmark, options, NAS_BENCH_201, all_rows(NAS_BENCH_201), device)
-    title = f"{TITLES[NAS_BENCH_201]}, batch {options.batch}, {device}"
-    publish(results_table(title, found))
-
-
-def run(benchmark, options, case, rows, device) -> Measurement:
-    """Compare, then measure."""
-    benchmark.group = "interleaved rounds of all rows"
-    exactness.check(case, rows, device)
-    jobs = [Job(case, row, options.batch, device) for row in rows]
-    found = measure(benchmark.pedantic, jobs, rounds=options.rounds, device=device)
-    benchmark.extra_info.update(found.as_json())
-    return found
 
 
 def epoch_notes(found: Measurement, batch: int) -> list[str]:

@@ -6,7 +6,6 @@ round.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -49,6 +48,31 @@ class Job:
         self.result = Result(
             row, batch * operations(case, row.wanted), batch * case.least_bytes(row.wanted)
         )
+
+
+def check_and_measure(
+    benchmark: Any, options: Any, case: Case, rows: Sequence[Row], device: str
+) -> Measurement:
+    """Compare the rows of one case with eager PyTorch, then measure them.
+
+    Args:
+        benchmark: pytest-benchmark's fixture; it times whole rounds and keeps all numbers.
+        options: of the command line.
+        case: what is computed.
+        rows: by whom.
+        device: "cpu" or "cuda".
+    """
+    exactness.check(case, rows, device)
+    jobs = [Job(case, row, options.batch, device) for row in rows]
+    return measure_jobs(benchmark, options, jobs, device)
+
+
+def measure_jobs(benchmark: Any, options: Any, jobs: Sequence[Job], device: str) -> Measurement:
+    """Measure rows that were compared, see `check_and_measure`."""
+    benchmark.group = "interleaved rounds of all rows"
+    found = measure(benchmark.pedantic, jobs, rounds=options.rounds, device=device)
+    benchmark.extra_info.update(found.as_json())
+    return found
 
 
 def measure(
@@ -117,21 +141,15 @@ def _released(jobs: Sequence[Job], device: str) -> set[str]:
 
     Allocators keep a step's memory for the next one: several gigabytes in each process.
     """
-    free = _SHARE_OF_FREE * psutil.virtual_memory().available
-    peaks = {job.row.name: _peak(job, device) for job in jobs}
-    free -= max(peaks.values(), default=0)
-    found = set()
-    for name, peak in sorted(peaks.items(), key=lambda item: item[1]):
+    peaks = {job.row.name: job.result.prepared.peak_bytes for job in jobs if job.result.prepared}
+    known = {name: peak for name, peak in peaks.items() if peak is not None and device == "cpu"}
+    found = set(peaks) - set(known)
+    free = _SHARE_OF_FREE * psutil.virtual_memory().available - max(known.values(), default=0)
+    for name, peak in sorted(known.items(), key=lambda item: item[1]):
         free -= peak
         if free < 0:
             found.add(name)
     return found
-
-
-def _peak(job: Job, device: str) -> float:
-    prepared = job.result.prepared
-    known = prepared.peak_bytes if prepared and device == "cpu" else None
-    return math.inf if known is None else known
 
 
 def _check(jobs: Sequence[Job]) -> None:

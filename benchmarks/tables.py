@@ -51,7 +51,7 @@ def _line(cells: list[str]) -> str:
 def console() -> Console:
     """Wide enough for every table where the output is no terminal."""
     screen = Console()
-    return screen if screen.is_terminal else Console(width=120)
+    return screen if screen.is_terminal else Console(width=140)
 
 
 RATIO = "speed-up"
@@ -90,9 +90,9 @@ def limit_note(measurement: Measurement) -> str:
     first, rate = measurement.results[0], measurement.rate
     worst = min(r.operations for r in measurement.rates) / 1e9
     return (
-        f"limit of the first row: {first.operations / 1e9:,.1f} GFLOP at "
+        f"limit of the first row: {first.operations / 1e9:.3g} GFLOP at "
         f"{rate.operations / 1e9:,.0f} GFLOP/s (sgemm; slowest round {worst:,.0f}) + "
-        f"{first.least_bytes / 1e9:,.2f} GB at {rate.bytes / 1e9:,.1f} GB/s (copy) = "
+        f"{first.least_bytes / 1e9:.3g} GB at {rate.bytes / 1e9:,.1f} GB/s (copy) = "
         f"{seconds(rate.seconds(first.operations, first.least_bytes))}; "
         f"{len(measurement.rates)} rounds"
     )
@@ -133,6 +133,8 @@ def _processor() -> str:
 
 def seconds(value: float) -> str:
     """A duration with three digits."""
+    if value >= 7200:
+        return f"{value / 3600:.1f} h"
     if value >= 120:
         return f"{value / 60:.1f} min"
     return f"{value:.3g} s" if value >= 1 else f"{1000 * value:.3g} ms"

@@ -111,7 +111,7 @@ def test_wrong_results_are_not_timed(monkeypatch, processes, where: str) -> None
     monkeypatch.setattr(Cell, "forward", wrong(where))
     benchmark = Benchmark()
     with pytest.raises(Mismatch):
-        bench_super_network.run(benchmark, Options(1, 2, 0), TINY, all_rows(TINY), "cpu")
+        rounds.check_and_measure(benchmark, Options(1, 2, 0), TINY, all_rows(TINY), "cpu")
     assert not benchmark.rounds
     assert not benchmark.extra_info
 
@@ -121,7 +121,7 @@ def test_results_that_are_wrong_at_full_size_only_are_not_timed(monkeypatch, pro
     right = Cell.forward
     monkeypatch.setattr(Cell, "forward", lambda self, *inputs: 1.1 * right(self, *inputs))
     with pytest.raises(Mismatch, match="at full size"):
-        bench_super_network.run(Benchmark(), Options(1, 2, 0), TINY, all_rows(TINY), "cpu")
+        rounds.check_and_measure(Benchmark(), Options(1, 2, 0), TINY, all_rows(TINY), "cpu")
 
 
 def test_a_table_of_interleaved_rounds(monkeypatch, processes) -> None:
@@ -157,12 +157,12 @@ def test_rivals_that_fail_are_reported_and_ours_are_not_excused(monkeypatch, pro
     monkeypatch.setattr(SearchNetwork, "subject", subject)
     rows = [EAGER, our_rows(TINY)[0]]
     monkeypatch.setattr(InProcess, "call", fails_for("eager"))
-    found = bench_super_network.run(Benchmark(), Options(1, 2, 0), TINY, rows, "cpu")
+    found = rounds.check_and_measure(Benchmark(), Options(1, 2, 0), TINY, rows, "cpu")
     assert "exit code -9" in found.results[0].failure
     assert found.results[1].seconds
     monkeypatch.setattr(InProcess, "call", fails_for("ours"))
     with pytest.raises(RowFailed):
-        bench_super_network.run(Benchmark(), Options(1, 2, 0), TINY, rows, "cpu")
+        rounds.check_and_measure(Benchmark(), Options(1, 2, 0), TINY, rows, "cpu")
 
 
 def test_half_a_step_computes_half_of_the_gradients() -> None:

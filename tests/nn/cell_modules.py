@@ -87,6 +87,6 @@ def call(module: nn.Module, *tensors: Tensor) -> Tensor:
     *inputs, p, g = tensors
     if len(p) == 1:
         return g[0] * module(*inputs, p[0])
-    if isinstance(module, DenseCell):
+    if isinstance(getattr(module, "_orig_mod", module), DenseCell):
         return module(*inputs, Mixture(p, g))
     return module(*inputs, p, g)

@@ -49,6 +49,8 @@ std::vector<CellCase> cases() {
        18,
        {},
        true},
+      // Inputs far wider and larger than the cell, one image.
+      {plan_code({4, 2, 1, 1, 1, 0}, {2, 1}, {0, 2}, {3, 3}), {37, 29}, {{13, 11}, {7, 6}}, 1},
       // One pixel.
       {plan_code({4, 2, 1, 1, 1, 1}, {0}, {1, 2, 3, 4}, {15}), {4}, {{1, 1}}, 3},
   };

@@ -2,40 +2,18 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
-#include <iterator>
-#include <map>
 #include <mutex>
 #include <new>
+#include <vector>
 
 namespace da2s_fast {
 namespace {
 
 // Blocks are whole huge pages: where the system has them, one fault instead of 512.
 constexpr size_t kPage = size_t{2} << 20;
-
-using Blocks = std::multimap<size_t, void*>;  // by size
-
-struct Pool {
-  std::mutex mutex;
-  Blocks call, kept;  // not in use
-  size_t total = 0;
-
-  Blocks& of(Workspace::Use use) { return use == Workspace::Use::call ? call : kept; }
-
-  void unmap(Blocks& blocks, Blocks::iterator block) {
-    munmap(block->second, block->first);
-    total -= block->first;
-    blocks.erase(block);
-  }
-};
-
-// Never destroyed: blocks may come back while the process ends.
-Pool& pool() {
-  static Pool* made = new Pool;
-  return *made;
-}
 
 void* map(size_t bytes) {
   // A page more than asked for, of which whole huge pages are kept.
@@ -52,57 +30,108 @@ void* map(size_t bytes) {
   return data;
 }
 
-// A block of at least `bytes`, which becomes its size.
-void* take(size_t& bytes, Workspace::Use use) {
-  Pool& all = pool();
-  const std::lock_guard<std::mutex> lock(all.mutex);
-  Blocks& blocks = all.of(use);
-  const auto found = blocks.lower_bound(bytes);  // the smallest that is large enough
-  // Many blocks are kept at the same time: there a much larger one is not wasted.
-  const bool fits =
-      use == Workspace::Use::call || (found != blocks.end() && found->first <= bytes + bytes / 4);
-  if (found != blocks.end() && fits) {
-    bytes = found->first;
-    void* data = found->second;
-    blocks.erase(found);
-    return data;
+struct Block {
+  void* data;
+  size_t bytes;
+};
+
+// The blocks of one use. Free ones are in the order in which they came back.
+class Blocks {
+ public:
+  explicit Blocks(Workspace::Use use) : use_(use) {}
+
+  // A block of at least so many bytes: the smallest free one that is large enough, or a new one.
+  Block take(size_t bytes) {
+    auto best = free_.end();
+    for (auto block = free_.begin(); block != free_.end(); ++block)
+      if (fits(bytes, block->bytes) && (best == free_.end() || block->bytes < best->bytes))
+        best = block;
+    Block taken{nullptr, bytes};
+    if (best != free_.end()) {
+      taken = *best;
+      free_.erase(best);
+    } else {
+      taken.data = map(bytes);
+      total_ += bytes;
+    }
+    used_ += taken.bytes;
+    most_ = std::max(most_, used_);
+    // Sizes that nobody asks for any more go, the oldest first; a quarter is for the order in which
+    // blocks come and go.
+    while (total_ > most_ + most_ / 4 && !free_.empty()) unmap(free_.begin());
+    return taken;
   }
-  // A new block takes the place of free ones that are as large together: the pool grows to what is
-  // used at the same time, not to the sum of all sizes that were ever asked for.
-  for (size_t gone = 0; gone < bytes && !blocks.empty();) {
-    const auto largest = std::prev(blocks.end());
-    gone += largest->first;
-    all.unmap(blocks, largest);
+
+  void give_back(const Block& block) {
+    used_ -= block.bytes;
+    free_.push_back(block);
   }
-  void* data = map(bytes);
-  all.total += bytes;
-  return data;
+
+  void release() {
+    while (!free_.empty()) unmap(free_.begin());
+    most_ = used_;
+  }
+
+  size_t total() const { return total_; }
+
+ private:
+  // Many blocks are kept at the same time: there a much larger one would be wasted.
+  bool fits(size_t wanted, size_t offered) const {
+    return offered >= wanted && (use_ == Workspace::Use::call || offered <= wanted + wanted / 4);
+  }
+
+  void unmap(std::vector<Block>::iterator block) {
+    munmap(block->data, block->bytes);
+    total_ -= block->bytes;
+    free_.erase(block);
+  }
+
+  Workspace::Use use_;
+  std::vector<Block> free_;
+  size_t total_ = 0, used_ = 0;
+  size_t most_ = 0;  // that were in use at the same time
+};
+
+struct Pool {
+  std::mutex mutex;
+  Blocks call{Workspace::Use::call}, kept{Workspace::Use::kept};
+
+  Blocks& of(Workspace::Use use) { return use == Workspace::Use::call ? call : kept; }
+};
+
+// Never destroyed: blocks may come back while the process ends.
+Pool& pool() {
+  static Pool* made = new Pool;
+  return *made;
 }
 
 }  // namespace
 
-Workspace::Workspace(size_t bytes, Use use)
-    : use_(use), bytes_((bytes + kPage - 1) / kPage * kPage), data_(take(bytes_, use)) {
+Workspace::Workspace(size_t bytes, Use use) : use_(use) {
+  const size_t pages = std::max<size_t>(1, (bytes + kPage - 1) / kPage);
+  {
+    const std::lock_guard<std::mutex> lock(pool().mutex);
+    const Block block = pool().of(use).take(pages * kPage);
+    data_ = block.data;
+    bytes_ = block.bytes;
+  }
   if (std::getenv("DA2S_POISON")) std::memset(data_, 0xff, bytes);
 }
 
 Workspace::~Workspace() {
-  Pool& all = pool();
-  const std::lock_guard<std::mutex> lock(all.mutex);
-  all.of(use_).emplace(bytes_, data_);
+  const std::lock_guard<std::mutex> lock(pool().mutex);
+  pool().of(use_).give_back({data_, bytes_});
 }
 
 int64_t workspace_bytes() {
-  Pool& all = pool();
-  const std::lock_guard<std::mutex> lock(all.mutex);
-  return static_cast<int64_t>(all.total);
+  const std::lock_guard<std::mutex> lock(pool().mutex);
+  return static_cast<int64_t>(pool().call.total() + pool().kept.total());
 }
 
 void release_workspaces() {
-  Pool& all = pool();
-  const std::lock_guard<std::mutex> lock(all.mutex);
-  for (Blocks* blocks : {&all.call, &all.kept})
-    while (!blocks->empty()) all.unmap(*blocks, blocks->begin());
+  const std::lock_guard<std::mutex> lock(pool().mutex);
+  pool().call.release();
+  pool().kept.release();
 }
 
 }  // namespace da2s_fast

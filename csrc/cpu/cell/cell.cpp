@@ -30,6 +30,10 @@ using Ints = std::vector<int64_t>;
 
 constexpr size_t kPooledBytes = size_t{1} << 20;
 
+size_t element_size(ScalarType dtype) {
+  return dtype == ScalarType::Double ? 8 : dtype == ScalarType::Float ? 4 : 2;
+}
+
 OuterType outer_type(const Tensor& tensor) {
   switch (tensor.scalar_type()) {
     case ScalarType::Float:
@@ -111,22 +115,36 @@ Tensor tensor_of(const std::vector<T>& numbers, const Ints& sizes, ScalarType dt
   return dtype == own ? made : torch::stable::to(made, dtype);
 }
 
-// A 1-D tensor in a workspace, if it is large: what is saved for backward is the most that a search
-// allocates, and fresh memory would cost as much time as filling it.
-Tensor pooled(int64_t count, ScalarType dtype) {
-  const size_t bytes = count * (dtype == ScalarType::Double ? sizeof(double) : sizeof(float));
-  if (bytes < kPooledBytes || torch_from_blob == nullptr) return empty({count}, dtype);
+// A tensor in a workspace, if it is large: fresh memory would cost as much time as filling it.
+Tensor pooled(const Ints& sizes, ScalarType dtype, bool channels_last = false) {
+  size_t bytes = element_size(dtype);
+  for (const int64_t size : sizes) bytes *= size;
+  if (bytes < kPooledBytes || torch_from_blob == nullptr)
+    return torch::stable::empty(sizes, dtype, std::nullopt, std::nullopt, std::nullopt,
+                                memory_format(channels_last));
+  Ints order(sizes.size()), strides(sizes.size());  // dimensions, the innermost first
+  for (size_t i = 0; i < sizes.size(); ++i) order[i] = static_cast<int64_t>(sizes.size() - 1 - i);
+  if (channels_last) order = {1, 3, 2, 0};
+  int64_t stride = 1;
+  for (const int64_t dim : order) {
+    strides[dim] = stride;
+    stride *= sizes[dim];
+  }
   auto memory = std::make_unique<Workspace>(bytes, Workspace::Use::kept);
-  const int64_t stride = 1;
-  AtenTensorHandle made;
   const auto release = [](void*, void* context) { delete static_cast<Workspace*>(context); };
-  const int32_t type =
-      dtype == ScalarType::Double ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32();
-  TORCH_ERROR_CODE_CHECK(
-      torch_from_blob(memory->data(), 1, &count, &stride, 0, type, aoti_torch_device_type_cpu(), -1,
-                      &made, aoti_torch_layout_strided(), nullptr, 0, release, memory.get()));
+  AtenTensorHandle made;
+  TORCH_ERROR_CODE_CHECK(torch_from_blob(
+      memory->data(), static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), 0,
+      torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)),
+      aoti_torch_device_type_cpu(), -1, &made, aoti_torch_layout_strided(), nullptr, 0, release,
+      memory.get()));
   memory.release();
   return Tensor(made);
+}
+
+Ints sizes_of(const Tensor& tensor) {
+  const auto sizes = tensor.sizes();
+  return {sizes.begin(), sizes.end()};
 }
 
 // The arguments that both passes share, and what keeps their pointers alive.
@@ -220,12 +238,10 @@ std::tuple<Tensor, Tensor, Tensor> cell(std::vector<Tensor> inputs, Tensor p,
     std::vector<Size> sizes;
     for (const Outer& input : given.arguments.inputs) sizes.push_back(input.size);
     const Size size = output_size(plan, sizes.back());
-    output = torch::stable::empty(
-        {inputs[0].size(0), plan.outputs * plan.channels, size.height, size.width},
-        inputs[0].scalar_type(), std::nullopt, std::nullopt, std::nullopt,
-        memory_format(is_channels_last(inputs[0])));
+    output = pooled({inputs[0].size(0), plan.outputs * plan.channels, size.height, size.width},
+                    inputs[0].scalar_type(), is_channels_last(inputs[0]));
     statistics = empty({2 * plan.norm_offset(plan.norm_count)}, arithmetic(inputs[0]));
-    saved = pooled(CellPass<T>::saved_size(plan, inputs[0].size(0), sizes, save),
+    saved = pooled({CellPass<T>::saved_size(plan, inputs[0].size(0), sizes, save)},
                    arithmetic(inputs[0]));
     for (const int64_t slot : frozen) {
       const int64_t channels = plan.norm_channels(slot);
@@ -266,7 +282,8 @@ std::tuple<std::vector<Tensor>, Tensor, Tensor, Tensor> cell_backward_operator(
     CellGradients<T> wanted{};
     std::vector<Outer> outers(inputs.size());
     for (size_t i = 0; i < inputs.size(); ++i) {
-      found.push_back(mask[i] ? empty(inputs[i], is_channels_last(inputs[i]))
+      found.push_back(mask[i] ? pooled(sizes_of(inputs[i]), inputs[i].scalar_type(),
+                                       is_channels_last(inputs[i]))
                               : empty({0}, inputs[i].scalar_type()));
       if (mask[i]) outers[i] = outer(found.back());
       wanted.inputs.push_back(mask[i] ? &outers[i] : nullptr);

@@ -88,15 +88,17 @@ void lane_products(Grid<const T> g, Grid<const T> z, Size size, int64_t lanes, c
 }
 
 template <class T>
-void mix(Grid<const T> z, Size size, int64_t lanes, const T* scale, const T* mean, Grid<T> out) {
+void mix(Grid<const T> z, Size size, int64_t lanes, const T* scale, const T* mean, bool add,
+         Grid<T> out) {
   for_grid_runs<T>(size, lanes, [=](int64_t lane, int64_t y, int64_t first, int64_t count) {
     const Vector<T> factor = read(scale + lane);
     const Vector<T> center = mean ? read(mean + lane) : Vector<T>{};
     const T* from = z.at(y, first).data + lane;
     T* to = out.at(y, first).data + lane;
-    for (int64_t i = 0; i < count; ++i)
-      write(to + i * out.pixel,
-            read(to + i * out.pixel) + factor * (read(from + i * z.pixel) - center));
+    for (int64_t i = 0; i < count; ++i) {
+      const Vector<T> value = factor * (read(from + i * z.pixel) - center);
+      write(to + i * out.pixel, add ? read(to + i * out.pixel) + value : value);
+    }
   });
 }
 
@@ -137,13 +139,15 @@ void normalize(Grid<const T> z, Size size, int64_t lanes, const T* scale, const 
 }
 
 template <class T>
-void mask(Grid<const T> seen, Size size, int64_t lanes, Grid<T> g) {
+void mask(Grid<const T> seen, Grid<const T> g, Size size, int64_t lanes, bool add, Grid<T> out) {
   for_rows<T>(size.height, lanes, [=](int64_t y, int64_t lane) {
-    const T* from = seen.at(y, 0).data + lane;
-    T* to = g.at(y, 0).data + lane;
+    const T* shown = seen.at(y, 0).data + lane;
+    const T* from = g.at(y, 0).data + lane;
+    T* to = out.at(y, 0).data + lane;
     for (int64_t x = 0; x < size.width; ++x) {
-      const Vector<T> value = read(to + x * g.pixel);
-      write(to + x * g.pixel, read(from + x * seen.pixel) <= 0 ? Vector<T>{} : value);
+      const Vector<T> value = read(from + x * g.pixel);
+      const Vector<T> kept = read(shown + x * seen.pixel) <= 0 ? Vector<T>{} : value;
+      write(to + x * out.pixel, add ? read(to + x * out.pixel) + kept : kept);
     }
   });
 }
@@ -162,11 +166,11 @@ void add(Grid<const T> in, Size size, int64_t lanes, Grid<T> out) {
   template void moments(const T*, int64_t, int64_t, const T*, double*, double*);                 \
   template void lane_sums(Grid<const T>, int64_t, int64_t, double*);                             \
   template void lane_products(Grid<const T>, Grid<const T>, Size, int64_t, const T*, double*);   \
-  template void mix(Grid<const T>, Size, int64_t, const T*, const T*, Grid<T>);                  \
+  template void mix(Grid<const T>, Size, int64_t, const T*, const T*, bool, Grid<T>);            \
   template void norm_gradient(Grid<const T>, const T*, int64_t, int64_t, const NormGradient<T>&, \
                               T*);                                                               \
   template void normalize(Grid<const T>, Size, int64_t, const T*, const T*, bool, Grid<T>);      \
-  template void mask(Grid<const T>, Size, int64_t, Grid<T>);                                     \
+  template void mask(Grid<const T>, Grid<const T>, Size, int64_t, bool, Grid<T>);                \
   template void add(Grid<const T>, Size, int64_t, Grid<T>);
 DA2S_INSTANTIATE(float)
 DA2S_INSTANTIATE(double)

@@ -10,7 +10,14 @@ template <class T>
 class Forward : public CellPass<T> {
  public:
   Forward(const CellArguments<T>& arguments, const Outer& output, T* statistics)
-      : CellPass<T>(arguments), output_(output), statistics_(statistics) {}
+      : CellPass<T>(arguments),
+        output_(output),
+        statistics_(statistics),
+        first_edges_(plan_.states(), -1) {
+    for (const Edge& edge : plan_.edges)
+      if (!edge.candidates.empty() && first_edges_[edge.target] < 0)
+        first_edges_[edge.target] = edge.row;
+  }
 
   void run(T* saved) {
     Arena counted, count;
@@ -83,33 +90,41 @@ class Forward : public CellPass<T> {
     }
   }
 
+  // Nodes that no edge reaches are zero.
+  void clear_lone_nodes(int64_t group) {
+    for (int64_t node = plan_.inputs; node < plan_.states(); ++node)
+      if (first_edges_[node] < 0)
+        std::memset(this->state(node, group).data, 0, this->elements(node) * sizeof(T));
+  }
+
   // Adds what the edges of a bundle bring to their nodes.
   void mix(const Bundle<T>& bundle, const Block& block, const Scratch<T>& scratch) {
     const int64_t mixed = this->mixed_lanes(), rest = this->rest_lanes();
     for (int64_t group = block.begin; group < block.end; ++group) {
-      if (bundle.source == 0)
-        for (int64_t node = plan_.inputs; node < plan_.states(); ++node)
-          std::memset(this->state(node, group).data, 0, this->elements(node) * sizeof(T));
+      if (bundle.source == 0) clear_lone_nodes(group);
       if (bundle.edges.empty()) continue;
       Grid<const T> bypass{};
       if (rest) bypass = this->bypass_of(bundle, group, scratch);
       for (const EdgeRun<T>& edge : bundle.edges) {
         Grid<T> node = this->state(edge.edge->target, group);
         const double g = in_.g[edge.edge->row];
+        // The first to reach a node writes there.
+        const bool first = first_edges_[edge.edge->target] == edge.edge->row;
         for (const CandidateRun<T>& run : edge.candidates) {
           const int64_t slot = run.candidate->norm;
+          const bool add = !first || &run != &edge.candidates.front();
           const double factor =
               run.candidate->kind == Kind::none ? 0 : g * in_.p_of(*run.candidate);
           const T weight = static_cast<T>(factor);
           for (int64_t lane = 0; lane < mixed; ++lane)
             scratch.scale[lane] = slot < 0 ? weight : weight * this->rstd(slot)[lane];
           DA2S_SIMD_CALL(mix<T>, this->mixed_of(bundle, edge, run, group), this->after_, mixed,
-                         scratch.scale, slot < 0 ? nullptr : this->mean(slot), node);
+                         scratch.scale, slot < 0 ? nullptr : this->mean(slot), add, node);
         }
         if (!rest) continue;
         std::fill_n(scratch.scale, rest, static_cast<T>(g));
         node.data += mixed;
-        DA2S_SIMD_CALL(mix<T>, bypass, this->after_, rest, scratch.scale, nullptr, node);
+        DA2S_SIMD_CALL(mix<T>, bypass, this->after_, rest, scratch.scale, nullptr, !first, node);
       }
     }
   }
@@ -146,6 +161,7 @@ class Forward : public CellPass<T> {
 
   const Outer& output_;
   T* statistics_;
+  std::vector<int64_t> first_edges_;    // into every state, by row; -1 without any
   std::vector<PackedLayer<T>> layers_;  // of the preprocessing, by norm slot
   std::vector<Moments<T>> moments_;
 };

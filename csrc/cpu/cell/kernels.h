@@ -107,17 +107,18 @@ template <class T> void lane_sums(Grid<const T> g, int64_t pixels, int64_t lanes
 // products += sum g * (z - mean), per lane; mean may be null.
 template <class T> void lane_products(Grid<const T> g, Grid<const T> z, Size size, int64_t lanes,
                                       const T* mean, double* products);
-// out += scale * (z - mean); mean may be null.
+// out = scale * (z - mean), or out += that; mean may be null.
 template <class T> void mix(Grid<const T> z, Size size, int64_t lanes, const T* scale,
-                            const T* mean, Grid<T> out);
+                            const T* mean, bool add, Grid<T> out);
 // out = scale * (g - shift - (z - mean) * slope).
 template <class T> void norm_gradient(Grid<const T> g, const T* z, int64_t pixels, int64_t lanes,
                                       const NormGradient<T>& norm, T* out);
 // out = scale * (z - mean), through ReLU if asked; mean null: out = z; scale null: no norm.
 template <class T> void normalize(Grid<const T> z, Size size, int64_t lanes, const T* scale,
                                   const T* mean, bool relu, Grid<T> out);
-// g = 0 where seen, a ReLU's result, is not above 0; NaN lets gradients through.
-template <class T> void mask(Grid<const T> seen, Size size, int64_t lanes, Grid<T> g);
+// out = g, or out += g, 0 where seen, a ReLU's result, is not above 0; NaN lets gradients through.
+template <class T> void mask(Grid<const T> seen, Grid<const T> g, Size size, int64_t lanes,
+                             bool add, Grid<T> out);
 // out += in.
 template <class T> void add(Grid<const T> in, Size size, int64_t lanes, Grid<T> out);
 

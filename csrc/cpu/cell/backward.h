@@ -1,0 +1,200 @@
+// The backward pass of a cell: states in reverse, for every bundle the stages of
+// da2s_fast/ops/cell/bundle_backward.py. A node's gradient is complete when the bundles of all
+// later states are done.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "pass.h"
+
+namespace da2s_fast {
+
+// What a norm's gradient needs of the sums over the batch, a number for every lane.
+template <class T>
+struct NormSums {
+  ChannelSums gradient, product;  // sum g, sum g (z - mean)
+  T* scale = nullptr;
+  T* shift = nullptr;
+  T* slope = nullptr;
+  bool constant = false;  // the statistics are: shift and slope vanish
+
+  NormGradient<T> view(const T* mean) const {
+    return {scale, mean, constant ? nullptr : shift, slope};
+  }
+};
+
+template <class T>
+struct CandidateSums {
+  NormSums<T> last, first;       // first: of a second layer's input
+  T* inner = nullptr;            // its gradient, all groups
+  std::vector<int64_t> weights;  // where every layer's sums begin
+};
+
+template <class T>
+struct EdgeSums {
+  std::vector<CandidateSums<T>> candidates;
+  ChannelSums bypass;
+};
+
+template <class T>
+class Backward : public CellPass<T> {
+ public:
+  Backward(const CellArguments<T>& arguments, const Outer& gradient, const T* statistics,
+           const CellGradients<T>& wanted)
+      : CellPass<T>(arguments), outer_(gradient), statistics_(statistics), wanted_(wanted) {
+    for (int64_t s = 0; s < plan_.states(); ++s) {
+      sums_.emplace_back();
+      for (const EdgeRun<T>& edge : this->bundles_[s].edges)
+        sums_.back().push_back({std::vector<CandidateSums<T>>(edge.candidates.size()), {}});
+    }
+  }
+
+  void run(const T* saved);
+
+ private:
+  using CellPass<T>::plan_;
+  using CellPass<T>::images_;
+  using CellPass<T>::in_;
+
+  bool wanted_state(int64_t s) const {
+    if (s >= plan_.inputs) return true;
+    return wanted_.inputs[s] || (wanted_.weights && !plan_.preprocess[s].empty()) ||
+           (wanted_.weights && !this->bundles_[s].edges.empty());
+  }
+
+  NormSums<T> norm_sums(int64_t channels, Arena& arena);
+  void lay_out(Arena& saved, Arena& workspace);
+
+  Grid<T> gradient(int64_t s, int64_t group) const {
+    Grid<T> grid = this->state(s, 0);
+    grid.data = gradients_[s] + group * this->elements(s);
+    return grid;
+  }
+
+  // Sums for one group into a chunk's, per channel: add(lanes) adds per lane.
+  template <class Add>
+  void add_sums(const ChannelSums& sums, const Block& block, int64_t group,
+                const Scratch<T>& scratch, Add add) const {
+    double* channels = sums.of(block.chunk);
+    if (group == images_.first(block.chunk)) std::fill_n(channels, sums.channels, 0.0);
+    if (images_.per_group == 1) return add(channels);
+    std::fill_n(scratch.lanes, sums.channels * images_.per_group, 0.0);
+    add(scratch.lanes);
+    fold_lanes(scratch.lanes, sums.channels, images_.per_group, images_.valid(group), channels);
+  }
+
+  // Zeros in the place of images that are not there: their gradient must not reach the weights.
+  void clear_missing(T* data, int64_t numbers, int64_t group) const;
+
+  double* weight_sums(const Block& block, int64_t begin) const {
+    return wanted_.weights ? weight_sums_ + block.chunk * weights_per_chunk_ + begin : nullptr;
+  }
+
+  // Everything a chunk's first block has to clear in the weights' sums.
+  void clear_weights(const Block& block, int64_t count) const {
+    if (wanted_.weights && block.begin == images_.first(block.chunk))
+      std::fill_n(weight_sums(block, 0), count, 0.0);
+  }
+
+  int64_t weight_count(int64_t s) const;
+
+  // Finishes the gradient of a state, then takes the sums for the bundle before it.
+  void complete(int64_t s);
+  void complete_node(int64_t s, const Block& block, const Scratch<T>& scratch);
+
+  // Every candidate's product with its node's gradient.
+  void first_stage_back(const Bundle<T>& bundle, const Block& block, const Scratch<T>& scratch);
+
+  double rstd_of(int64_t slot, int64_t channel) const {
+    const T* statistics = statistics_ + 2 * plan_.norm_offset(slot) + plan_.norm_channels(slot);
+    return 1 / std::sqrt(static_cast<double>(statistics[channel]) + in_.eps);
+  }
+
+  // Scale, shift and slope of a norm's gradient that arrives times `factor`.
+  void set_coefficients(NormSums<T>& sums, const ChannelSums& gradient, int64_t slot, double factor,
+                        Size size);
+
+  // The gradients of p and g, and what the second stage needs.
+  void coefficients(int64_t s);
+
+  // From the nodes down to x, for separable convolutions down to their inner norm.
+  void second_stage_back(int64_t s);
+
+  T* relu_gradient(const Bundle<T>& bundle, const Block& block, int64_t group,
+                   const Scratch<T>& scratch) const {
+    return scratch.relu_gradient +
+           block.index(group) * this->size_of(bundle.source).pixels() * this->mixed_lanes();
+  }
+
+  T* pool_gradient(size_t pool, const Block& block, int64_t group,
+                   const Scratch<T>& scratch) const {
+    return scratch.pool_gradients +
+           (static_cast<int64_t>(pool) * block.groups() + block.index(group)) * this->z_elements();
+  }
+
+  typename PackedLayer<T>::Scratch layer_scratch(const Scratch<T>& scratch, bool second,
+                                                 Ahead* ahead) const {
+    return {scratch.middle, scratch.gradient, second ? scratch.inner_spread : scratch.spread,
+            ahead};
+  }
+
+  // Candidates without layers: pools' gradients gather before they spread.
+  void plain_back(const Bundle<T>& bundle, const Block& block, const Scratch<T>& scratch);
+  void direct_back(const Bundle<T>& bundle, const Edge& edge, const CandidateSums<T>& sums,
+                   int64_t group);
+
+  void pool_back(const Bundle<T>& bundle, const Edge& edge, const CandidateRun<T>& run,
+                 const CandidateSums<T>& sums, const Block& block, int64_t group,
+                 const Scratch<T>& scratch);
+
+  // Through the last norm, into scratch.dz.
+  void norm_back(Grid<const T> g, const CandidateRun<T>& run, const CandidateSums<T>& sums,
+                 int64_t group, const Scratch<T>& scratch);
+
+  // The last layers of all candidates. Whether relu_gradient has anything.
+  bool layers_back(const Bundle<T>& bundle, const Block& block, const Scratch<T>& scratch);
+
+  // How often a layer's backward asks for memory per row, about.
+  int64_t asks() const { return wanted_.weights ? 4 : 2; }
+
+  // A separable convolution's second layer, and the sums of the norm before it.
+  void inner_back(const CandidateRun<T>& run, const CandidateSums<T>& sums, const Block& block,
+                  int64_t group, const Scratch<T>& scratch, Ahead* ahead);
+  void pools_back(const Bundle<T>& bundle, const Block& block, const Scratch<T>& scratch);
+
+  // Zeros where the first to come adds: not under what relu_back or bypass_back write.
+  void begin_gradient(const Bundle<T>& bundle, const Block& block);
+
+  // What was gathered behind ReLU, added to the state's gradient or the first to be written there.
+  void relu_back(const Bundle<T>& bundle, const Block& block, const Scratch<T>& scratch, bool add);
+  void bypass_back(const Bundle<T>& bundle, const Block& block, const Scratch<T>& scratch);
+
+  // Separable convolutions from their inner norm down to x.
+  void third_stage_back(const Bundle<T>& bundle, const Block& block, const Scratch<T>& scratch);
+  void fold_weights(int64_t s);
+
+  void fold_layer(const PackedLayer<T>& layer, int64_t begin);
+
+  // From an input's state to the input itself.
+  void preprocess_back(int64_t input);
+
+  // The sums of a preprocessing's norm. The state is the normalized tensor itself: seen from there
+  // the mean is 0 and the deviation 1.
+  void sum_state(int64_t input, int64_t slot);
+
+  const Outer& outer_;
+  const T* statistics_;
+  const CellGradients<T>& wanted_;
+  std::vector<std::vector<EdgeSums<T>>> sums_;  // by source state, as the bundles' edges
+  std::vector<T*> gradients_;                   // of the states, all groups
+  std::vector<ChannelSums> node_sums_;          // sum of a node's gradient
+  std::vector<PackedLayer<T>> layers_;          // of the preprocessing, by norm slot
+  NormSums<T> state_sums_;
+  T* zeros_ = nullptr;
+  double* weight_sums_ = nullptr;
+  int64_t weights_per_chunk_ = 0;
+};
+
+}  // namespace da2s_fast

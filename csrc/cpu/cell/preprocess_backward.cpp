@@ -1,0 +1,70 @@
+// From the gradient of an input state to that of the input.
+#include <cstring>
+
+#include "backward.h"
+
+namespace da2s_fast {
+
+template <class T>
+void Backward<T>::preprocess_back(int64_t input) {
+  const Outer* outer = wanted_.inputs[input];
+  if (plan_.preprocess[input].empty()) {
+    if (!outer) return;
+    this->for_blocks(true, [&](const Block& block, const Scratch<T>&) {
+      for (int64_t group = block.begin; group < block.end; ++group)
+        this->export_images(gradient(input, group), group, 0, plan_.channels, *outer);
+    });
+    return;
+  }
+  const int64_t slot = plan_.preprocess[input][0].norm;
+  sum_state(input, slot);
+  const PackedLayer<T>& layer = layers_[slot];
+  const Size size = layer.in_size();
+  const int64_t channels = layer.layer().in_channels;
+  this->for_blocks(true, [&](const Block& block, const Scratch<T>& scratch) {
+    clear_weights(block, layer.sums());
+    for (int64_t group = block.begin; group < block.end; ++group) {
+      DA2S_SIMD_CALL(norm_gradient<T>, gradient(input, group), this->state(input, group).data,
+                     this->before_.pixels(), this->state_lanes(), state_sums_.view(zeros_),
+                     scratch.dz);
+      clear_missing(scratch.dz, this->elements(input), group);
+      const Grid<T> x = layer.inside(scratch.input);
+      this->import_images(in_.inputs[input], group, true, 0, channels, x);
+      T* dx = outer ? scratch.inner_gradient : nullptr;
+      layer.backward(x, scratch.dz, layer_scratch(scratch, false, nullptr), dx, false,
+                     weight_sums(block, 0));
+      if (!dx) continue;
+      const Grid<T> found{dx, size.width * layer.in_lanes(), layer.in_lanes()};
+      DA2S_SIMD_CALL(mask<T>, x, found, size, layer.in_lanes(), false, found);
+      this->export_images(found, group, 0, channels, *outer);
+    }
+  });
+  if (wanted_.weights) fold_layer(layer, 0);
+}
+
+template <class T>
+void Backward<T>::sum_state(int64_t input, int64_t slot) {
+  const Size size = this->before_;
+  this->for_blocks(true, [&](const Block& block, const Scratch<T>& scratch) {
+    for (int64_t group = block.begin; group < block.end; ++group) {
+      const Grid<T> g = gradient(input, group);
+      add_sums(state_sums_.gradient, block, group, scratch, [&](double* into) {
+        DA2S_SIMD_CALL(lane_sums<T>, g, size.pixels(), this->state_lanes(), into);
+      });
+      add_sums(state_sums_.product, block, group, scratch, [&](double* into) {
+        DA2S_SIMD_CALL(lane_products<T>, g, this->state(input, group), size, this->state_lanes(),
+                       nullptr, into);
+      });
+    }
+  });
+  set_coefficients(state_sums_, state_sums_.gradient, -1, 1, size);
+  state_sums_.constant = in_.frozen[slot];
+  const T* rstd = this->rstd(slot);
+  std::copy_n(rstd, this->state_lanes(), state_sums_.scale);
+  std::fill_n(zeros_, this->state_lanes(), T{0});
+}
+
+template void Backward<float>::preprocess_back(int64_t);
+template void Backward<double>::preprocess_back(int64_t);
+
+}  // namespace da2s_fast

@@ -13,7 +13,8 @@ from torch.nn.modules.module import _has_any_global_hook
 from da2s_fast.nn.recognize import Recognized
 from da2s_fast.nn.snapshot import Snapshot, children
 from da2s_fast.ops._backend import REFERENCE, choose_backend
-from da2s_fast.ops.cell.function import cpu_reason, mismatch, run, unavailable, update_running
+from da2s_fast.ops.cell.checks import cpu_reason, mismatch, unavailable
+from da2s_fast.ops.cell.function import run, update_running
 from da2s_fast.ops.cell.memory import MemoryChoice
 from da2s_fast.ops.cell.plan import Active, CellPlan
 

@@ -23,7 +23,8 @@ from da2s_fast.nn.operations import (
     SepConv,
     Zero,
 )
-from da2s_fast.ops.cell.plan import CONVS, DENSE, CellPlan, Conv, PreprocessKind
+from da2s_fast.ops.cell.operations import CONVS, DENSE, Conv
+from da2s_fast.ops.cell.plan import CellPlan, PreprocessKind
 
 _NAMES = {conv: name for name, conv in CONVS.items()}
 _DENSE_NAMES = {kernel: name for name, kernel in DENSE.items()}

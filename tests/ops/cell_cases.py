@@ -13,7 +13,8 @@ from torch import Tensor
 from da2s_fast.nn import DARTS_PRIMITIVES
 from da2s_fast.ops import cell
 from da2s_fast.ops._backend import has_kernel
-from da2s_fast.ops.cell.plan import KNOWN, CellPlan
+from da2s_fast.ops.cell.operations import KNOWN
+from da2s_fast.ops.cell.plan import CellPlan
 from tests.ops.compare import assert_as_accurate
 
 compiled = pytest.mark.skipif(

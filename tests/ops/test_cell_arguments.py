@@ -74,7 +74,7 @@ def test_backends(monkeypatch):
     with use_backend("reference"):
         inside = case()
     assert all(map(torch.equal, inside, case(backend="reference")))
-    monkeypatch.setattr(import_module("da2s_fast.ops.cell.function"), "HAS_CPU_KERNEL", False)
+    monkeypatch.setattr(import_module("da2s_fast.ops.cell.checks"), "HAS_CPU_KERNEL", False)
     with pytest.raises(UserError, match="compiled CPU library is not there"):
         case(backend="cpu")
     with use_backend("cpu"), pytest.raises(UserError, match="compiled CPU library is not there"):

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from da2s_fast.ops.cell.plan import KNOWN, CellPlan
+from da2s_fast.ops.cell.operations import KNOWN
+from da2s_fast.ops.cell.plan import CellPlan
 from tests.ops.cell_cases import (
     BOTH,
     PLANS,

@@ -12,7 +12,8 @@ from da2s_fast.errors import UserError
 from da2s_fast.nn import DARTS_PRIMITIVES, Cell, DenseCell, MixedOp, Mixture, use_backend
 from da2s_fast.ops.cell.cost import Size, backward_operations, forward_operations, stages
 from da2s_fast.ops.cell.norm import Statistics
-from da2s_fast.ops.cell.plan import KNOWN, CellPlan, decode
+from da2s_fast.ops.cell.operations import KNOWN
+from da2s_fast.ops.cell.plan import CellPlan, decode
 from da2s_fast.ops.cell.reference import Parameters, backward, forward
 
 NAS_BENCH_201 = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")

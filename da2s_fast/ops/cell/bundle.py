@@ -24,7 +24,8 @@ from da2s_fast.ops.cell.convolutions import (
     pool,
 )
 from da2s_fast.ops.cell.norm import EPS, Statistics, batch_statistics, normalized
-from da2s_fast.ops.cell.plan import CONVS, DENSE, NONE, POOLS, SKIP, CellPlan
+from da2s_fast.ops.cell.operations import CONVS, DENSE, NONE, POOLS, SKIP
+from da2s_fast.ops.cell.plan import CellPlan
 
 Key = tuple[int, str]
 """(edge, operation)."""

@@ -28,7 +28,8 @@ from da2s_fast.ops.cell.convolutions import (
     relu_backward,
 )
 from da2s_fast.ops.cell.norm import Statistics, Sums, gradient_sums, input_gradient, normalized
-from da2s_fast.ops.cell.plan import CONVS, DENSE, NONE, POOLS, SKIP, CellPlan
+from da2s_fast.ops.cell.operations import CONVS, DENSE, NONE, POOLS, SKIP
+from da2s_fast.ops.cell.plan import CellPlan
 
 
 class BundleBackward:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from da2s_fast.ops.cell.plan import Conv
+from da2s_fast.ops.cell.operations import Conv
 
 
 def depthwise(x: Tensor, weight: Tensor, conv: Conv, stride: int) -> Tensor:

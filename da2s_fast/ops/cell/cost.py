@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from da2s_fast.ops.cell.plan import CONVS, DENSE, NONE, POOLS, SKIP, CellPlan, EdgePlan
+from da2s_fast.ops.cell.operations import CONVS, DENSE, NONE, POOLS, SKIP
+from da2s_fast.ops.cell.plan import CellPlan, EdgePlan
 from da2s_fast.ops.cell.reference import Memory
 
 

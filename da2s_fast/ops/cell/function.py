@@ -11,12 +11,11 @@ from torch import Tensor
 from da2s_fast.errors import UserError
 from da2s_fast.ops._backend import REFERENCE, choose_backend
 from da2s_fast.ops.cell import reference
+from da2s_fast.ops.cell.checks import cpu_reason, mismatch, values_per_channel
 from da2s_fast.ops.cell.memory import MemoryChoice, saves
 from da2s_fast.ops.cell.norm import EPS, Statistics
-from da2s_fast.ops.cell.operator import HAS_CPU_KERNEL, accumulation_dtype, layout
+from da2s_fast.ops.cell.operator import accumulation_dtype, layout
 from da2s_fast.ops.cell.plan import CellPlan
-
-_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def cell(
@@ -193,88 +192,3 @@ def update_running(
     if not torch.compiler.is_compiling():
         # What autograd saved of them elsewhere has changed: let it notice.
         torch.autograd.graph.increment_version([*running, *tracked])
-
-
-def values_per_channel(plan: CellPlan, size: Sequence[int]) -> tuple[int, ...]:
-    """How many values the norms see: one number per norm of the preprocessing, then the edges'."""
-    images, height, width = size
-    before, after = images * height * width, images * height * width
-    if plan.reduction:
-        after = images * ((height + 1) // 2) * ((width + 1) // 2)
-    prepared = sum(kind != "identity" for kind in plan.preprocess)
-    return (before,) * prepared + (after,)
-
-
-def mismatch(
-    inputs: Sequence[Tensor],
-    p: Tensor,
-    g: Tensor | None,
-    weights: Sequence[Tensor],
-    plan: CellPlan,
-) -> str | None:
-    """Say what does not fit together; None where everything does."""
-    if len(inputs) != plan.inputs or any(x.dim() != 4 for x in inputs):
-        return f"inputs of shapes {[tuple(x.shape) for x in inputs]} for {plan.inputs} inputs"
-    images, _, height, width = inputs[-1].shape
-    for x, kind in zip(inputs, plan.preprocess, strict=True):
-        halve = kind == "reduce"
-        size = [(length + 1) // 2 if halve else length for length in x.shape[2:]]
-        identity = kind == "identity" and x.shape[1] != plan.channels
-        other = x.shape[0] != images or x.dtype != inputs[-1].dtype
-        if other or identity or size != [height, width]:
-            return (
-                f"a {kind} input {tuple(x.shape)} of {x.dtype} beside a last input "
-                f"{tuple(inputs[-1].shape)} of {inputs[-1].dtype} for {plan.channels} channels"
-            )
-    edges, operations = len(plan.edges), len(plan.operations)
-    if p.shape != (edges, operations):
-        return f"p of shape {tuple(p.shape)} instead of {(edges, operations)}"
-    if g is not None and g.shape != (edges,):
-        return f"g of shape {tuple(g.shape)} instead of {(edges,)}"
-    shapes = plan.weight_shapes([x.shape[1] for x in inputs])
-    if [weight.shape for weight in weights] != shapes:
-        given = [tuple(weight.shape) for weight in weights]
-        return f"weights of shapes {given} instead of {shapes}"
-    return None
-
-
-def unavailable(x: Tensor) -> str | None:
-    """Say why no call with this input can go to the compiled CPU operator: the first question."""
-    if not HAS_CPU_KERNEL:
-        return "the compiled CPU library is not there (`da2s info` says why)"
-    if torch.is_autocast_enabled("cpu"):
-        return "autocast computes convolutions in a type it does not take"
-    return None if x.is_cpu else f"a tensor is on {x.device}"
-
-
-def cpu_reason(  # noqa: PLR0917 - as the operator
-    inputs: Sequence[Tensor],
-    p: Tensor,
-    g: Tensor | None,
-    weights: Sequence[Tensor],
-    plan: CellPlan,
-    running: Sequence[Tensor],
-    frozen: Sequence[int],
-) -> str | None:
-    """Say why the compiled CPU operator cannot run what fits together; None where it can."""
-    x = inputs[-1]
-    reason = unavailable(x)
-    if reason is not None:
-        return reason
-    mixture = [p] if g is None else [p, g]
-    for tensor in (*inputs, *mixture, *weights, *running):
-        if not tensor.is_cpu:
-            return f"a tensor is on {tensor.device}"
-    if x.dtype not in _DTYPES:
-        return f"the inputs are {x.dtype}"
-    for tensor in (*mixture, *weights):
-        if tensor.dtype not in (x.dtype, torch.float32):
-            return f"the inputs are {x.dtype}, p, g or a weight is {tensor.dtype}"
-    if any(weight.dtype != weights[0].dtype for weight in weights):
-        return "the weights have several types"
-    if x.numel() == 0:
-        return "the inputs are empty"
-    counts = values_per_channel(plan, (x.shape[0], *x.shape[2:]))
-    if 1 in counts and len(frozen) < len(plan.norm_channels):
-        return "a norm would see a single value per channel"
-    return None

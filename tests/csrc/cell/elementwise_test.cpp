@@ -87,25 +87,21 @@ void check_maps(Case<T>& c) {
     sum.add(static_cast<double>(c.scale[lane]) * z.at(y, x, lane));
     sum.add(static_cast<double>(c.scale[lane]) * -c.mean[lane]);
   };
-  c.check(
-      c.out,
-      [&](int64_t y, int64_t x, int64_t lane, Sum& sum) {
-        sum.add(c.out.at(y, x, lane));
-        scaled(c.g, y, x, lane, sum);
-      },
-      [&] {
-        DA2S_SIMD_CALL(mix<T>, c.g.grid(), kSize, c.lanes, c.scale.data(), c.mean.data(),
-                       c.out.grid());
-      });
-  c.check(
-      c.out,
-      [&](int64_t y, int64_t x, int64_t lane, Sum& sum) {
-        sum.add(c.out.at(y, x, lane));
-        sum.add(static_cast<double>(c.scale[lane]) * c.g.at(y, x, lane));
-      },
-      [&] {
-        DA2S_SIMD_CALL(mix<T>, c.g.grid(), kSize, c.lanes, c.scale.data(), nullptr, c.out.grid());
-      });
+  for (const bool add : {false, true})
+    for (const bool centred : {false, true})
+      c.check(
+          c.out,
+          [&](int64_t y, int64_t x, int64_t lane, Sum& sum) {
+            if (add) sum.add(c.out.at(y, x, lane));
+            if (centred)
+              scaled(c.g, y, x, lane, sum);
+            else
+              sum.add(static_cast<double>(c.scale[lane]) * c.g.at(y, x, lane));
+          },
+          [&] {
+            DA2S_SIMD_CALL(mix<T>, c.g.grid(), kSize, c.lanes, c.scale.data(),
+                           centred ? c.mean.data() : nullptr, add, c.out.grid());
+          });
   c.check(
       c.dense,
       [&](int64_t y, int64_t x, int64_t lane, Sum& sum) {
@@ -138,12 +134,16 @@ void check_maps(Case<T>& c) {
         sum.add(c.g.at(y, x, lane));
       },
       [&] { DA2S_SIMD_CALL(add<T>, c.g.grid(), kSize, c.lanes, c.out.grid()); });
-  c.check(
-      c.out,
-      [&](int64_t y, int64_t x, int64_t lane, Sum& sum) {
-        if (c.g.at(y, x, lane) > 0) sum.add(c.out.at(y, x, lane));
-      },
-      [&] { DA2S_SIMD_CALL(mask<T>, c.g.grid(), kSize, c.lanes, c.out.grid()); });
+  for (const bool add : {false, true})
+    c.check(
+        c.out,
+        [&](int64_t y, int64_t x, int64_t lane, Sum& sum) {
+          if (add) sum.add(c.out.at(y, x, lane));
+          if (c.g.at(y, x, lane) > 0) sum.add(c.z.at(y, x, lane));
+        },
+        [&] {
+          DA2S_SIMD_CALL(mask<T>, c.g.grid(), c.z.grid(), kSize, c.lanes, add, c.out.grid());
+        });
 }
 
 template <class T>

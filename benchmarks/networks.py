@@ -119,7 +119,6 @@ class SearchNetwork:
             primitives=space.primitives,
             partial_channels=self.partial_channels,
         )
-        network.memory_format = row.layout
         set_memory(network, row.memory)
         return network
 

@@ -15,6 +15,7 @@ from da2s_fast.nn.mixed_op import MixedOp
 from da2s_fast.nn.recognize import Recognized, recognize
 from da2s_fast.nn.stem import cifar_stem, imagenet_stems
 from da2s_fast.ops.cell.memory import MemoryChoice
+from da2s_fast.ops.cell.operator import HAS_CPU_KERNEL
 
 IMAGENET_SIZE = 128
 """Images from this height on go through the ImageNet stem, which divides it by 8."""
@@ -26,15 +27,24 @@ class _SuperNetwork(nn.Module):
     Attributes:
         architecture: alpha and beta.
         memory_format: layout in which the images, and with them all activations, are computed;
-            it changes speed, not results beyond rounding.
+            it changes speed, not results beyond rounding. None takes the fastest: channels_last
+            where compiled cells compute, contiguous elsewhere.
     """
 
-    memory_format = torch.contiguous_format
+    memory_format: torch.memory_format | None = None
     _memory: MemoryChoice = "auto"
 
     def __init__(self, architecture: ArchitectureParameters) -> None:
         super().__init__()
         self.architecture = architecture
+
+    def laid_out(self, x: Tensor) -> Tensor:
+        """The images in the layout to compute in, (N, C, H, W)."""
+        layout = self.memory_format
+        if layout is None:
+            compiled = HAS_CPU_KERNEL and x.device.type == "cpu"
+            layout = torch.channels_last if compiled else torch.contiguous_format
+        return x.contiguous(memory_format=layout)
 
     @property
     def memory(self) -> MemoryChoice:
@@ -138,7 +148,7 @@ class SuperNetwork(_SuperNetwork):
             mixtures: replaces the current mixture of each cell kind (a cut network, say).
         """
         mixtures = self.mixtures() if mixtures is None else mixtures
-        x = x.contiguous(memory_format=self.memory_format)
+        x = self.laid_out(x)
         if hasattr(self, "stem"):
             s0 = s1 = self.stem(x)
         else:
@@ -257,7 +267,7 @@ class NasBench201SuperNetwork(_SuperNetwork):
     def forward(self, x: Tensor, mixtures: Mapping[str, Mixture] | None = None) -> Tensor:
         """Class scores, (N, num_classes), of images (N, in_channels, H, W)."""
         mixtures = self.mixtures() if mixtures is None else mixtures
-        x = self.stem(x.contiguous(memory_format=self.memory_format))
+        x = self.stem(self.laid_out(x))
         for cell in self.cells:
             x = cell(x, mixtures["normal"]) if isinstance(cell, DenseCell) else cell(x)
         return self.classifier(torch.flatten(self.global_pooling(self.lastact(x)), 1))

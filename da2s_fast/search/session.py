@@ -44,10 +44,6 @@ class SearchSession:
         self.space = settings.search_space()
         self.device = torch.device(settings.device)
         self.network = build_super_network(settings, data).to(self.device)
-        if self.device.type == "cpu" and settings.partial_channels == 1:
-            # Depthwise convolutions on CPUs run several times faster with channels last; the
-            # channel slices of partial channels would have to be copied in that layout.
-            self.network.memory_format = torch.channels_last
         self.architecture = self.network.architecture
         self.weight_optimizer = torch.optim.SGD(
             self.network.weights(),

@@ -18,6 +18,7 @@ void Backward<T>::run(const T* saved) {
     if (s == 0) break;
     coefficients(s - 1);
     if (wanted_state(s - 1)) second_stage_back(s - 1);
+    bypass_coefficients(s - 1);
   }
   for (int64_t i = 0; i < plan_.inputs; ++i)
     if (wanted_state(i)) preprocess_back(i);
@@ -45,21 +46,16 @@ void Backward<T>::lay_out(Arena& saved, Arena& workspace) {
                                          : nullptr);
     node_sums_.emplace_back(plan_.mixed(), images_, workspace);
   }
-  size_t used = workspace.used();
   int64_t most = 0;
   for (size_t s = 0; s < sums_.size(); ++s) {
-    Arena own = workspace;  // bundle after bundle uses the same memory
     int64_t weights = 0;
     for (size_t e = 0; e < sums_[s].size(); ++e) {
-      sums_[s][e].bypass = ChannelSums(plan_.channels - plan_.mixed(), images_, own);
+      sums_[s][e].bypass = ChannelSums(plan_.channels - plan_.mixed(), images_, workspace);
       for (size_t k = 0; k < sums_[s][e].candidates.size(); ++k) {
         const CandidateRun<T>& run = this->bundles_[s].edges[e].candidates[k];
         CandidateSums<T>& sums = sums_[s][e].candidates[k];
-        sums.last = norm_sums(plan_.mixed(), own);
-        if (run.layers.size() > 1) {
-          sums.first = norm_sums(plan_.mixed(), own);
-          sums.inner = own.take<T>(images_.groups * this->z_elements());
-        }
+        sums.last = norm_sums(plan_.mixed(), workspace);
+        if (run.layers.size() > 1) sums.first = norm_sums(plan_.mixed(), workspace);
         sums.weights.clear();
         for (const PackedLayer<T>& layer : run.layers) {
           sums.weights.push_back(weights);
@@ -68,6 +64,16 @@ void Backward<T>::lay_out(Arena& saved, Arena& workspace) {
       }
     }
     most = std::max(most, weights);
+  }
+  // Gradients at inner norms live from a bundle's second stage to its third: all bundles use the
+  // same memory.
+  size_t used = workspace.used();
+  for (size_t s = 0; s < sums_.size(); ++s) {
+    Arena own = workspace;
+    for (size_t e = 0; e < sums_[s].size(); ++e)
+      for (size_t k = 0; k < sums_[s][e].candidates.size(); ++k)
+        if (this->bundles_[s].edges[e].candidates[k].layers.size() > 1)
+          sums_[s][e].candidates[k].inner = own.take<T>(images_.groups * this->z_elements());
     used = std::max(used, own.used());
   }
   workspace.template take<char>(used - workspace.used());
@@ -132,40 +138,57 @@ void Backward<T>::complete_node(int64_t s, const Block& block, const Scratch<T>&
       std::memset(g.data, 0, this->elements(s) * sizeof(T));
     }
     if (plan_.partial > 1) this->shuffle(g, this->after_, true, scratch.scale);
-    add_sums(node_sums_[s], block, group, scratch, [&](double* sums) {
-      DA2S_SIMD_CALL(lane_sums<T>, g, this->after_.pixels(), this->mixed_lanes(), sums);
-    });
+    add_gradient(node_sums_[s], g, this->after_, block, group, scratch);
   }
 }
 
 template <class T>
 void Backward<T>::first_stage_back(const Bundle<T>& bundle, const Block& block,
                                    const Scratch<T>& scratch) {
-  for (int64_t group = block.begin; group < block.end; ++group) {
-    Grid<const T> bypass{};
-    if (this->rest_lanes() && !bundle.edges.empty())
-      bypass = this->bypass_of(bundle, group, scratch);
-    for (size_t e = 0; e < bundle.edges.size(); ++e) {
-      const EdgeRun<T>& edge = bundle.edges[e];
-      const EdgeSums<T>& sums = sums_[bundle.source][e];
-      Grid<T> g = gradient(edge.edge->target, group);
+  std::vector<Factor<T>> factors;
+  for (size_t e = 0; e < bundle.edges.size(); ++e) {
+    const EdgeRun<T>& edge = bundle.edges[e];
+    const EdgeSums<T>& sums = sums_[bundle.source][e];
+    for (int64_t group = block.begin; group < block.end; ++group) {
+      factors.clear();
       for (size_t k = 0; k < edge.candidates.size(); ++k) {
         const CandidateRun<T>& run = edge.candidates[k];
         const int64_t slot = run.candidate->norm;
-        add_sums(sums.candidates[k].last.product, block, group, scratch, [&](double* into) {
-          DA2S_SIMD_CALL(lane_products<T>, g, this->mixed_of(bundle, edge, run, group),
-                         this->after_, this->mixed_lanes(), slot < 0 ? nullptr : this->mean(slot),
-                         into);
-        });
+        factors.push_back({this->mixed_of(bundle, edge, run, group),
+                           slot < 0 ? nullptr : this->mean(slot),
+                           begin_sums(sums.candidates[k].last.product, block, group,
+                                      scratch.lanes + k * this->mixed_lanes())});
       }
-      if (!this->rest_lanes()) continue;
+      Grid<T> g = gradient(edge.edge->target, group);
+      DA2S_SIMD_CALL(lane_products<T>, g, factors.data(), static_cast<int64_t>(factors.size()),
+                     this->after_, this->mixed_lanes());
+      for (size_t k = 0; k < factors.size(); ++k)
+        finish_sums(sums.candidates[k].last.product, block, group, factors[k].products);
+      // Where the second stage comes, it multiplies while it adds up the bypass's gradient.
+      if (!this->rest_lanes() || wanted_state(bundle.source)) continue;
       g.data += this->mixed_lanes();
-      add_sums(sums.bypass, block, group, scratch, [&](double* into) {
-        DA2S_SIMD_CALL(lane_products<T>, g, bypass, this->after_, this->rest_lanes(), nullptr,
-                       into);
-      });
+      add_product(sums.bypass, g, this->bypass_of(bundle, group, scratch.bypass), nullptr,
+                  this->after_, block, group, scratch);
     }
   }
+}
+
+template <class T>
+void Backward<T>::add_gradient(const ChannelSums& sums, Grid<const T> g, Size size,
+                               const Block& block, int64_t group, const Scratch<T>& scratch) const {
+  double* into = begin_sums(sums, block, group, scratch.lanes);
+  DA2S_SIMD_CALL(lane_sums<T>, g, size.pixels(), sums.channels * images_.per_group, into);
+  finish_sums(sums, block, group, into);
+}
+
+template <class T>
+void Backward<T>::add_product(const ChannelSums& sums, Grid<const T> g, Grid<const T> z,
+                              const T* mean, Size size, const Block& block, int64_t group,
+                              const Scratch<T>& scratch) const {
+  double* into = begin_sums(sums, block, group, scratch.lanes);
+  const Factor<T> factor{z, mean, into};
+  DA2S_SIMD_CALL(lane_products<T>, g, &factor, 1, size, sums.channels * images_.per_group);
+  finish_sums(sums, block, group, into);
 }
 
 template <class T>
@@ -207,7 +230,15 @@ void Backward<T>::coefficients(int64_t s) {
                        this->after_);
       last.constant |= candidate.norm < 0;
     }
-    for (int64_t c = 0; c < sums.bypass.channels; ++c) dg += sums.bypass.total(c, images_.chunks);
+  }
+}
+
+template <class T>
+void Backward<T>::bypass_coefficients(int64_t s) {
+  for (size_t e = 0; e < sums_[s].size(); ++e) {
+    const ChannelSums& sums = sums_[s][e].bypass;
+    for (int64_t c = 0; c < sums.channels; ++c)
+      wanted_.g[this->bundles_[s].edges[e].edge->row] += sums.total(c, images_.chunks);
   }
 }
 
@@ -251,6 +282,16 @@ template void Backward<double>::set_coefficients(NormSums<double>&, const Channe
                                                  double, Size);
 template void Backward<float>::clear_missing(float*, int64_t, int64_t) const;
 template void Backward<double>::clear_missing(double*, int64_t, int64_t) const;
+template void Backward<float>::add_gradient(const ChannelSums&, Grid<const float>, Size,
+                                            const Block&, int64_t, const Scratch<float>&) const;
+template void Backward<double>::add_gradient(const ChannelSums&, Grid<const double>, Size,
+                                             const Block&, int64_t, const Scratch<double>&) const;
+template void Backward<float>::add_product(const ChannelSums&, Grid<const float>, Grid<const float>,
+                                           const float*, Size, const Block&, int64_t,
+                                           const Scratch<float>&) const;
+template void Backward<double>::add_product(const ChannelSums&, Grid<const double>,
+                                            Grid<const double>, const double*, Size, const Block&,
+                                            int64_t, const Scratch<double>&) const;
 template int64_t Backward<float>::weight_count(int64_t) const;
 template int64_t Backward<double>::weight_count(int64_t) const;
 

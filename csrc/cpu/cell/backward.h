@@ -73,17 +73,27 @@ class Backward : public CellPass<T> {
     return grid;
   }
 
-  // Sums for one group into a chunk's, per channel: add(lanes) adds per lane.
-  template <class Add>
-  void add_sums(const ChannelSums& sums, const Block& block, int64_t group,
-                const Scratch<T>& scratch, Add add) const {
+  // Where a group's sums per lane are added, zeros the first time: the chunk's own, or numbers
+  // that finish_sums folds into them.
+  double* begin_sums(const ChannelSums& sums, const Block& block, int64_t group,
+                     double* lanes) const {
     double* channels = sums.of(block.chunk);
     if (group == images_.first(block.chunk)) std::fill_n(channels, sums.channels, 0.0);
-    if (images_.per_group == 1) return add(channels);
-    std::fill_n(scratch.lanes, sums.channels * images_.per_group, 0.0);
-    add(scratch.lanes);
-    fold_lanes(scratch.lanes, sums.channels, images_.per_group, images_.valid(group), channels);
+    if (images_.per_group == 1) return channels;
+    std::fill_n(lanes, sums.channels * images_.per_group, 0.0);
+    return lanes;
   }
+  void finish_sums(const ChannelSums& sums, const Block& block, int64_t group,
+                   const double* lanes) const {
+    if (images_.per_group > 1)
+      fold_lanes(lanes, sums.channels, images_.per_group, images_.valid(group),
+                 sums.of(block.chunk));
+  }
+  // Sums of one group's gradient, and of its product with one tensor.
+  void add_gradient(const ChannelSums& sums, Grid<const T> g, Size size, const Block& block,
+                    int64_t group, const Scratch<T>& scratch) const;
+  void add_product(const ChannelSums& sums, Grid<const T> g, Grid<const T> z, const T* mean,
+                   Size size, const Block& block, int64_t group, const Scratch<T>& scratch) const;
 
   // Zeros in the place of images that are not there: their gradient must not reach the weights.
   void clear_missing(T* data, int64_t numbers, int64_t group) const;
@@ -118,6 +128,8 @@ class Backward : public CellPass<T> {
 
   // The gradients of p and g, and what the second stage needs.
   void coefficients(int64_t s);
+  // What the bypasses of a state's edges add to the gradient of g.
+  void bypass_coefficients(int64_t s);
 
   // From the nodes down to x, for separable convolutions down to their inner norm.
   void second_stage_back(int64_t s);

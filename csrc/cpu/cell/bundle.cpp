@@ -29,14 +29,15 @@ std::vector<Size> sizes_of(const std::vector<Outer>& inputs) {
 // Moves the channels of every pixel, `Bytes` each.
 template <int64_t Bytes, class T>
 void shuffle_pixels(const Plan& plan, Grid<T> pixels, Size size, bool back, T* scratch) {
+  const int64_t partial = plan.partial, mixed = plan.mixed(), bytes = plan.channels * Bytes;
   char* copy = reinterpret_cast<char*>(scratch);
   for (int64_t i = 0; i < size.pixels(); ++i) {
     char* pixel = reinterpret_cast<char*>(pixels.data + i * pixels.pixel);
-    std::memcpy(copy, pixel, plan.channels * Bytes);
-    for (int64_t j = 0; j < plan.partial; ++j)
-      for (int64_t c = 0; c < plan.mixed(); ++c) {
-        const int64_t grouped = (j * plan.mixed() + c) * Bytes;
-        const int64_t shuffled = (c * plan.partial + j) * Bytes;
+    std::memcpy(copy, pixel, bytes);
+    for (int64_t j = 0; j < partial; ++j)
+      for (int64_t c = 0; c < mixed; ++c) {
+        const int64_t grouped = (j * mixed + c) * Bytes;
+        const int64_t shuffled = (c * partial + j) * Bytes;
         std::memcpy(pixel + (back ? grouped : shuffled), copy + (back ? shuffled : grouped), Bytes);
       }
   }
@@ -84,11 +85,15 @@ void CellPass<T>::lay_out(Arena& saved, Arena& workspace, bool backward) {
   rstd_ = workspace.take<T>(numbers);
   for (Bundle<T>& bundle : bundles_)
     for (EdgeRun<T>& edge : bundle.edges)
-      for (CandidateRun<T>& run : edge.candidates)
+      for (CandidateRun<T>& run : edge.candidates) {
         for (PackedLayer<T>& layer : run.layers) layer.pack(in_.weights, backward, workspace);
+        if (!backward) run.scale = workspace.take<T>(mixed_lanes());
+      }
   size_t used = workspace.used();
   for (Bundle<T>& bundle : bundles_) {
-    // Without saving, all bundles use the same memory, one after the other.
+    // Without saving, all bundles use the same memory, one after the other: features and moments
+    // take turns, so that they lie at the same places in all of them, and a stage that still reads
+    // one bundle's while it writes another's overwrites a group's only after it was read.
     Arena own = workspace;
     Arena& features = in_.save ? saved : own;
     const auto take = [&] { return features.template take<T>(images_.groups * z_elements()); };
@@ -165,9 +170,9 @@ Scratch<T> CellPass<T>::make_scratch(bool backward) const {
       scratch.inner_spread = arena.take<T>(padded(after_));
     }
     const size_t bordered = arena.used();
-    scratch.middle = arena.take<T>(z_elements());
+    scratch.middle = arena.take<T>(std::max(z_elements(), before_.pixels() * state_lanes()));
     scratch.bypass = arena.take<T>(after_.pixels() * rest_lanes());
-    scratch.lanes = arena.take<double>(2 * lanes);
+    scratch.lanes = arena.take<double>(std::max<int64_t>(2, plan_.operations) * lanes);
     scratch.scale = arena.take<T>(lanes);
     if (backward) {
       scratch.gradient = arena.take<T>(z_elements());
@@ -275,14 +280,13 @@ Grid<const T> CellPass<T>::mixed_of(const Bundle<T>& bundle, const EdgeRun<T>& e
 }
 
 template <class T>
-Grid<const T> CellPass<T>::bypass_of(const Bundle<T>& bundle, int64_t group,
-                                     const Scratch<T>& scratch) const {
+Grid<const T> CellPass<T>::bypass_of(const Bundle<T>& bundle, int64_t group, T* pooled) const {
   Grid<T> rest = state(bundle.source, group);
   rest.data += mixed_lanes();
   if (plan_.stride(bundle.source) == 1) return rest;
-  const Grid<T> pooled{scratch.bypass, after_.width * rest_lanes(), rest_lanes()};
-  DA2S_SIMD_CALL(max_pool<T>, rest, size_of(bundle.source), 2, 2, 0, rest_lanes(), pooled, after_);
-  return pooled;
+  const Grid<T> to{pooled, after_.width * rest_lanes(), rest_lanes()};
+  DA2S_SIMD_CALL(max_pool<T>, rest, size_of(bundle.source), 2, 2, 0, rest_lanes(), to, after_);
+  return to;
 }
 
 template <class T>

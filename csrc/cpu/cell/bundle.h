@@ -49,6 +49,7 @@ struct CandidateRun {
   std::vector<T*> features;         // of every layer, all groups
   std::vector<Moments<T>> moments;  // of them, in training
   const T* z = nullptr;  // what is mixed: the last features, a pool; null for direct ones
+  T* scale = nullptr;    // what it is mixed with, a number for every lane (forward)
 };
 
 template <class T>
@@ -168,8 +169,8 @@ class CellPass {
   }
   // A second layer's input: the first one's features, normalized, through ReLU.
   void fill_inner(const CandidateRun<T>& run, int64_t group, const Scratch<T>& scratch) const;
-  // The bypass of a state's group, max-pooled in scratch.bypass at stride 2.
-  Grid<const T> bypass_of(const Bundle<T>& bundle, int64_t group, const Scratch<T>& scratch) const;
+  // The bypass of a state's group, max-pooled into memory given at stride 2.
+  Grid<const T> bypass_of(const Bundle<T>& bundle, int64_t group, T* pooled) const;
 
   // What a step reads after a layer's rows, `asks` times, have been computed: up to two features.
   Ahead ahead(const T* first, const T* second, int64_t asks) const {

@@ -52,8 +52,8 @@ void Backward<T>::direct_back(const Bundle<T>& bundle, const Edge& edge,
                               const CandidateSums<T>& sums, int64_t group) {
   Grid<T> to = gradient(bundle.source, group);
   to = {to.data, to.row * edge.stride, to.pixel * edge.stride};
-  DA2S_SIMD_CALL(mix<T>, gradient(edge.target, group), this->after_, this->mixed_lanes(),
-                 sums.last.scale, nullptr, true, to);
+  const Mixed<T> part{gradient(edge.target, group), sums.last.scale, nullptr};
+  DA2S_SIMD_CALL(mix<T>, &part, 1, this->after_, this->mixed_lanes(), true, to);
 }
 
 template <class T>
@@ -114,7 +114,7 @@ template <class T>
 void Backward<T>::inner_back(const CandidateRun<T>& run, const CandidateSums<T>& sums,
                              const Block& block, int64_t group, const Scratch<T>& scratch,
                              Ahead* ahead) {
-  const int64_t elements = this->z_elements(), pixels = this->after_.pixels();
+  const int64_t elements = this->z_elements();
   T* inner = sums.inner + group * elements;
   const Grid<const T> z = this->z_grid(run.features[0] + group * elements);
   this->fill_inner(run, group, scratch);
@@ -124,13 +124,9 @@ void Backward<T>::inner_back(const CandidateRun<T>& run, const CandidateSums<T>&
   const Grid<T> g = this->z_grid(inner);
   DA2S_SIMD_CALL(mask<T>, this->inside(scratch.inner, this->after_), g, this->after_,
                  this->mixed_lanes(), false, g);
-  add_sums(sums.first.gradient, block, group, scratch, [&](double* into) {
-    DA2S_SIMD_CALL(lane_sums<T>, g, pixels, this->mixed_lanes(), into);
-  });
-  add_sums(sums.first.product, block, group, scratch, [&](double* into) {
-    DA2S_SIMD_CALL(lane_products<T>, g, z, this->after_, this->mixed_lanes(),
-                   this->mean(run.candidate->layers[0].norm), into);
-  });
+  add_gradient(sums.first.gradient, g, this->after_, block, group, scratch);
+  add_product(sums.first.product, g, z, this->mean(run.candidate->layers[0].norm), this->after_,
+              block, group, scratch);
 }
 
 template <class T>
@@ -188,12 +184,16 @@ void Backward<T>::bypass_back(const Bundle<T>& bundle, const Block& block,
       sum = {scratch.bypass_gradient, this->after_.width * rest, rest};
       std::memset(sum.data, 0, this->after_.pixels() * rest * sizeof(T));
     }
-    for (const EdgeRun<T>& edge : bundle.edges) {
-      Grid<T> g = gradient(edge.edge->target, group);
+    const Grid<const T> bypass = this->bypass_of(bundle, group, scratch.bypass);
+    for (size_t e = 0; e < bundle.edges.size(); ++e) {
+      const Edge& edge = *bundle.edges[e].edge;
+      Grid<T> g = gradient(edge.target, group);
       g.data += this->mixed_lanes();
-      std::fill_n(scratch.scale, rest, static_cast<T>(in_.g[edge.edge->row]));
-      DA2S_SIMD_CALL(mix<T>, g, this->after_, rest, scratch.scale, nullptr,
-                     pooled || &edge != &bundle.edges.front(), sum);
+      add_product(sums_[bundle.source][e].bypass, g, bypass, nullptr, this->after_, block, group,
+                  scratch);
+      std::fill_n(scratch.scale, rest, static_cast<T>(in_.g[edge.row]));
+      const Mixed<T> part{g, scratch.scale, nullptr};
+      DA2S_SIMD_CALL(mix<T>, &part, 1, this->after_, rest, pooled || e > 0, sum);
     }
     if (!pooled) continue;
     Grid<T> x = this->state(bundle.source, group);

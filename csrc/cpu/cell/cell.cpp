@@ -241,6 +241,7 @@ std::tuple<Tensor, Tensor, Tensor> cell(std::vector<Tensor> inputs, Tensor p,
     output = pooled({inputs[0].size(0), plan.outputs * plan.channels, size.height, size.width},
                     inputs[0].scalar_type(), is_channels_last(inputs[0]));
     statistics = empty({2 * plan.norm_offset(plan.norm_count)}, arithmetic(inputs[0]));
+    std::fill_n(data<T>(statistics), statistics.numel(), T{0});  // of what does not run
     saved = pooled({CellPass<T>::saved_size(plan, inputs[0].size(0), sizes, save)},
                    arithmetic(inputs[0]));
     for (const int64_t slot : frozen) {

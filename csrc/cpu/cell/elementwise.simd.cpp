@@ -71,33 +71,38 @@ void lane_sums(Grid<const T> g, int64_t pixels, int64_t lanes, double* sums) {
 }
 
 template <class T>
-void lane_products(Grid<const T> g, Grid<const T> z, Size size, int64_t lanes, const T* mean,
-                   double* products) {
-  for_grid_runs<T>(size, lanes, [=](int64_t lane, int64_t y, int64_t first, int64_t count) {
-    Vector<T> sum[2] = {};
-    const Vector<T> center = mean ? read(mean + lane) : Vector<T>{};
+void lane_products(Grid<const T> g, const Factor<T>* factors, int64_t count, Size size,
+                   int64_t lanes) {
+  for_grid_runs<T>(size, lanes, [=](int64_t lane, int64_t y, int64_t first, int64_t pixels) {
     const T* left = g.at(y, first).data + lane;
-    const T* right = z.at(y, first).data + lane;
-    int64_t i = 0;
-    for (; i + 2 <= count; i += 2)
-      for (int j = 0; j < 2; ++j)
-        sum[j] += read(left + (i + j) * g.pixel) * (read(right + (i + j) * z.pixel) - center);
-    if (i < count) sum[0] += read(left + i * g.pixel) * (read(right + i * z.pixel) - center);
-    add_to<T>(products + lane, sum[0] + sum[1]);
+    for (const Factor<T>* factor = factors; factor < factors + count; ++factor) {
+      Vector<T> sum[2] = {};
+      const Vector<T> center = factor->mean ? read(factor->mean + lane) : Vector<T>{};
+      const T* right = factor->z.at(y, first).data + lane;
+      const int64_t step = factor->z.pixel;
+      int64_t i = 0;
+      for (; i + 2 <= pixels; i += 2)
+        for (int j = 0; j < 2; ++j)
+          sum[j] += read(left + (i + j) * g.pixel) * (read(right + (i + j) * step) - center);
+      if (i < pixels) sum[0] += read(left + i * g.pixel) * (read(right + i * step) - center);
+      add_to<T>(factor->products + lane, sum[0] + sum[1]);
+    }
   });
 }
 
 template <class T>
-void mix(Grid<const T> z, Size size, int64_t lanes, const T* scale, const T* mean, bool add,
-         Grid<T> out) {
-  for_grid_runs<T>(size, lanes, [=](int64_t lane, int64_t y, int64_t first, int64_t count) {
-    const Vector<T> factor = read(scale + lane);
-    const Vector<T> center = mean ? read(mean + lane) : Vector<T>{};
-    const T* from = z.at(y, first).data + lane;
+void mix(const Mixed<T>* parts, int64_t count, Size size, int64_t lanes, bool add, Grid<T> out) {
+  for_grid_runs<T>(size, lanes, [=](int64_t lane, int64_t y, int64_t first, int64_t pixels) {
     T* to = out.at(y, first).data + lane;
-    for (int64_t i = 0; i < count; ++i) {
-      const Vector<T> value = factor * (read(from + i * z.pixel) - center);
-      write(to + i * out.pixel, add ? read(to + i * out.pixel) + value : value);
+    for (const Mixed<T>* part = parts; part < parts + count; ++part) {
+      const Vector<T> factor = read(part->scale + lane);
+      const Vector<T> center = part->mean ? read(part->mean + lane) : Vector<T>{};
+      const T* from = part->z.at(y, first).data + lane;
+      const bool adds = add || part != parts;
+      for (int64_t i = 0; i < pixels; ++i) {
+        const Vector<T> value = factor * (read(from + i * part->z.pixel) - center);
+        write(to + i * out.pixel, adds ? read(to + i * out.pixel) + value : value);
+      }
     }
   });
 }
@@ -165,8 +170,8 @@ void add(Grid<const T> in, Size size, int64_t lanes, Grid<T> out) {
 #define DA2S_INSTANTIATE(T)                                                                      \
   template void moments(const T*, int64_t, int64_t, const T*, double*, double*);                 \
   template void lane_sums(Grid<const T>, int64_t, int64_t, double*);                             \
-  template void lane_products(Grid<const T>, Grid<const T>, Size, int64_t, const T*, double*);   \
-  template void mix(Grid<const T>, Size, int64_t, const T*, const T*, bool, Grid<T>);            \
+  template void lane_products(Grid<const T>, const Factor<T>*, int64_t, Size, int64_t);          \
+  template void mix(const Mixed<T>*, int64_t, Size, int64_t, bool, Grid<T>);                     \
   template void norm_gradient(Grid<const T>, const T*, int64_t, int64_t, const NormGradient<T>&, \
                               T*);                                                               \
   template void normalize(Grid<const T>, Size, int64_t, const T*, const T*, bool, Grid<T>);      \

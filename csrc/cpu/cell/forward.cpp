@@ -25,22 +25,28 @@ class Forward : public CellPass<T> {
     const Workspace memory(count.used());
     Arena given(saved), arena(memory.data());
     lay_out(given, arena);
+    for (const Edge& edge : plan_.edges)
+      std::fill_n(bypass_scales_ + edge.row * this->rest_lanes(), this->rest_lanes(),
+                  static_cast<T>(in_.g[edge.row]));
     for (int64_t i = 0; i < plan_.inputs; ++i)
       if (!plan_.preprocess[i].empty()) preprocess(i);
     for (int64_t s = 0; s < plan_.states(); ++s) {
       const Bundle<T>& bundle = this->bundles_[s];
       this->for_blocks(false, [&](const Block& block, const Scratch<T>& scratch) {
         if (s < plan_.inputs) input_state(s, block);
-        if (s > 0) mix(this->bundles_[s - 1], block, scratch);
+        if (s > 0) mix(this->bundles_[s - 1], block);
+        if (pooled_[s]) pool_bypass(bundle, block);
         if (s >= plan_.inputs) finish_node(s, block, scratch);
         if (!bundle.edges.empty()) this->first_stage(bundle, block, scratch, true);
       });
       finish_norms(bundle, 0);
-      if (!bundle.twice) continue;
-      this->for_blocks(false, [&](const Block& block, const Scratch<T>& scratch) {
-        this->second_stage(bundle, block, scratch, true);
-      });
-      finish_norms(bundle, 1);
+      if (bundle.twice) {
+        this->for_blocks(false, [&](const Block& block, const Scratch<T>& scratch) {
+          this->second_stage(bundle, block, scratch, true);
+        });
+        finish_norms(bundle, 1);
+      }
+      set_scales(bundle);
     }
   }
 
@@ -51,6 +57,12 @@ class Forward : public CellPass<T> {
 
   void lay_out(Arena& saved, Arena& workspace) {
     CellPass<T>::lay_out(saved, workspace, false);
+    bypass_scales_ = workspace.template take<T>(plan_.edges.size() * this->rest_lanes());
+    pooled_.assign(plan_.states(), nullptr);
+    for (int64_t s = 0; s < plan_.inputs; ++s)
+      if (plan_.reduction && this->rest_lanes())
+        pooled_[s] =
+            workspace.template take<T>(images_.groups * this->after_.pixels() * this->rest_lanes());
     layers_.clear();
     moments_.clear();
     for (int64_t i = 0; i < plan_.inputs; ++i)
@@ -90,53 +102,73 @@ class Forward : public CellPass<T> {
     }
   }
 
-  // Nodes that no edge reaches are zero.
-  void clear_lone_nodes(int64_t group) {
-    for (int64_t node = plan_.inputs; node < plan_.states(); ++node)
-      if (first_edges_[node] < 0)
-        std::memset(this->state(node, group).data, 0, this->elements(node) * sizeof(T));
-  }
-
-  // Adds what the edges of a bundle bring to their nodes.
-  void mix(const Bundle<T>& bundle, const Block& block, const Scratch<T>& scratch) {
-    const int64_t mixed = this->mixed_lanes(), rest = this->rest_lanes();
-    for (int64_t group = block.begin; group < block.end; ++group) {
-      if (bundle.source == 0) clear_lone_nodes(group);
-      if (bundle.edges.empty()) continue;
-      Grid<const T> bypass{};
-      if (rest) bypass = this->bypass_of(bundle, group, scratch);
-      for (const EdgeRun<T>& edge : bundle.edges) {
-        Grid<T> node = this->state(edge.edge->target, group);
-        const double g = in_.g[edge.edge->row];
-        // The first to reach a node writes there.
-        const bool first = first_edges_[edge.edge->target] == edge.edge->row;
+  // Adds what the edges of a bundle mix into their nodes; the first to reach a node writes there.
+  void mix(const Bundle<T>& bundle, const Block& block) {
+    std::vector<Mixed<T>> parts;
+    for (const EdgeRun<T>& edge : bundle.edges)
+      for (int64_t group = block.begin; group < block.end; ++group) {
+        parts.clear();
         for (const CandidateRun<T>& run : edge.candidates) {
           const int64_t slot = run.candidate->norm;
-          const bool add = !first || &run != &edge.candidates.front();
-          const double factor =
-              run.candidate->kind == Kind::none ? 0 : g * in_.p_of(*run.candidate);
-          const T weight = static_cast<T>(factor);
-          for (int64_t lane = 0; lane < mixed; ++lane)
-            scratch.scale[lane] = slot < 0 ? weight : weight * this->rstd(slot)[lane];
-          DA2S_SIMD_CALL(mix<T>, this->mixed_of(bundle, edge, run, group), this->after_, mixed,
-                         scratch.scale, slot < 0 ? nullptr : this->mean(slot), add, node);
+          parts.push_back({this->mixed_of(bundle, edge, run, group), run.scale,
+                           slot < 0 ? nullptr : this->mean(slot)});
         }
-        if (!rest) continue;
-        std::fill_n(scratch.scale, rest, static_cast<T>(g));
-        node.data += mixed;
-        DA2S_SIMD_CALL(mix<T>, bypass, this->after_, rest, scratch.scale, nullptr, !first, node);
+        const bool first = first_edges_[edge.edge->target] == edge.edge->row;
+        DA2S_SIMD_CALL(mix<T>, parts.data(), static_cast<int64_t>(parts.size()), this->after_,
+                       this->mixed_lanes(), !first, this->state(edge.edge->target, group));
       }
+  }
+
+  // The channels of a node that bypass the operations: one pass over all its edges.
+  void mix_bypass(int64_t s, int64_t group) {
+    std::vector<Mixed<T>> parts;
+    for (const Edge& edge : plan_.edges) {
+      if (edge.target != s || edge.candidates.empty()) continue;
+      const int64_t rest = this->rest_lanes();
+      Grid<T> bypass = this->state(edge.source, group);
+      bypass.data += this->mixed_lanes();
+      if (edge.stride > 1)
+        bypass = {pooled_[edge.source] + group * this->after_.pixels() * rest,
+                  this->after_.width * rest, rest};
+      parts.push_back({bypass, bypass_scales_ + edge.row * rest, nullptr});
     }
+    Grid<T> node = this->state(s, group);
+    node.data += this->mixed_lanes();
+    DA2S_SIMD_CALL(mix<T>, parts.data(), static_cast<int64_t>(parts.size()), this->after_,
+                   this->rest_lanes(), false, node);
   }
 
   void finish_node(int64_t s, const Block& block, const Scratch<T>& scratch) {
     const int64_t position = s - (plan_.states() - plan_.outputs);
     for (int64_t group = block.begin; group < block.end; ++group) {
       const Grid<T> node = this->state(s, group);
+      if (first_edges_[s] < 0)  // no edge reaches it
+        std::memset(node.data, 0, this->elements(s) * sizeof(T));
+      else if (this->rest_lanes())
+        mix_bypass(s, group);
       if (plan_.partial > 1) this->shuffle(node, this->after_, false, scratch.scale);
       if (position >= 0)
         this->export_images(node, group, position * plan_.channels, plan_.channels, output_);
     }
+  }
+
+  // Keeps an input's bypass, max-pooled, for all nodes.
+  void pool_bypass(const Bundle<T>& bundle, const Block& block) {
+    for (int64_t group = block.begin; group < block.end; ++group)
+      this->bypass_of(bundle, group,
+                      pooled_[bundle.source] + group * this->after_.pixels() * this->rest_lanes());
+  }
+
+  // g p / deviation of every candidate of a bundle.
+  void set_scales(const Bundle<T>& bundle) {
+    for (const EdgeRun<T>& edge : bundle.edges)
+      for (const CandidateRun<T>& run : edge.candidates) {
+        const int64_t slot = run.candidate->norm;
+        const double kept = run.candidate->kind == Kind::none ? 0 : 1;
+        const T weight = static_cast<T>(kept * in_.g[edge.edge->row] * in_.p_of(*run.candidate));
+        for (int64_t lane = 0; lane < this->mixed_lanes(); ++lane)
+          run.scale[lane] = slot < 0 ? weight : weight * this->rstd(slot)[lane];
+      }
   }
 
   void finish_norm(int64_t slot, const Moments<T>& moments, Size size) {
@@ -162,6 +194,8 @@ class Forward : public CellPass<T> {
   const Outer& output_;
   T* statistics_;
   std::vector<int64_t> first_edges_;    // into every state, by row; -1 without any
+  T* bypass_scales_ = nullptr;          // g of every edge, for every lane
+  std::vector<T*> pooled_;              // bypasses of reduced inputs, by state
   std::vector<PackedLayer<T>> layers_;  // of the preprocessing, by norm slot
   std::vector<Moments<T>> moments_;
 };

@@ -73,6 +73,22 @@ struct NormGradient {
   const T* slope;
 };
 
+// A tensor to be mixed: scale * (z - mean), with numbers per lane; mean may be null.
+template <class T>
+struct Mixed {
+  Grid<const T> z;
+  const T* scale;
+  const T* mean;
+};
+
+// A tensor whose product with a gradient is summed: g * (z - mean); mean may be null.
+template <class T>
+struct Factor {
+  Grid<const T> z;
+  const T* mean;
+  double* products;  // per lane, added to
+};
+
 // How one image of a tensor (N, C, H, W) lies in memory, in elements.
 struct ImageStrides {
   int64_t channel, row, pixel;
@@ -104,12 +120,12 @@ template <class T> void moments(const T* z, int64_t pixels, int64_t lanes, const
                                 double* sums, double* squares);
 // sums += sum g, per lane.
 template <class T> void lane_sums(Grid<const T> g, int64_t pixels, int64_t lanes, double* sums);
-// products += sum g * (z - mean), per lane; mean may be null.
-template <class T> void lane_products(Grid<const T> g, Grid<const T> z, Size size, int64_t lanes,
-                                      const T* mean, double* products);
-// out = scale * (z - mean), or out += that; mean may be null.
-template <class T> void mix(Grid<const T> z, Size size, int64_t lanes, const T* scale,
-                            const T* mean, bool add, Grid<T> out);
+// Every factor's products with g.
+template <class T> void lane_products(Grid<const T> g, const Factor<T>* factors, int64_t count,
+                                      Size size, int64_t lanes);
+// out = sum over parts, or out += that.
+template <class T> void mix(const Mixed<T>* parts, int64_t count, Size size, int64_t lanes,
+                            bool add, Grid<T> out);
 // out = scale * (g - shift - (z - mean) * slope).
 template <class T> void norm_gradient(Grid<const T> g, const T* z, int64_t pixels, int64_t lanes,
                                       const NormGradient<T>& norm, T* out);

@@ -91,6 +91,7 @@ template <class T>
 void PackedLayer<T>::forward(Grid<const T> in, T* middle, T* z, Ahead* ahead) const {
   const Size out = out_size();
   const Grid<T> to{z, out.width * out_lanes(), out_lanes()};
+  if (layer_.halves) return halves_forward(in, middle, to);
   if (!layer_.separable) {
     const Grid<const T> strided{in.data, in.row * layer_.stride, in.pixel * layer_.stride};
     DA2S_SIMD_CALL(product<T>, product_shape(ahead), strided, product_, to, out, false);
@@ -100,6 +101,24 @@ void PackedLayer<T>::forward(Grid<const T> in, T* middle, T* z, Ahead* ahead) co
   DA2S_SIMD_CALL(depthwise<T>, depthwise_shape(layer_.stride, ahead),
                  in.at(-layer_.padding(), -layer_.padding()), spatial_, between, out, false);
   DA2S_SIMD_CALL(product<T>, product_shape(ahead), between, product_, to, out, false);
+}
+
+// Both halves with all lanes, of which each has its own: a product with zeros in their place would
+// carry NaN from one half into the other.
+template <class T>
+void PackedLayer<T>::halves_forward(Grid<const T> in, T* middle, Grid<T> z) const {
+  const Size out = out_size();
+  const Product one{images_, layer_.in_channels, out_lanes()};
+  const Grid<T> second{middle, z.row, z.pixel};
+  for (int64_t tap = 0; tap < 2; ++tap) {
+    const Grid<const T> from{in.data + tap_offset(tap), in.row * layer_.stride,
+                             in.pixel * layer_.stride};
+    DA2S_SIMD_CALL(product<T>, one, from, product_ + tap * product_sums(), tap ? second : z, out,
+                   false);
+  }
+  const int64_t half = layer_.out_channels / 2 * images_, rest = out_lanes() - half;
+  for (int64_t i = 0; i < out.pixels(); ++i)
+    std::memcpy(z.data + i * z.pixel + half, second.data + i * z.pixel + half, rest * sizeof(T));
 }
 
 template <class T>
@@ -147,8 +166,7 @@ void PackedLayer<T>::dense_backward(Grid<const T> in, const T* dz, const Scratch
   const Grid<const T> g{dz, out.width * out_lanes(), out_lanes()};
   const Grid<const T> strided{in.data, in.row * layer_.stride, in.pixel * layer_.stride};
   const Product one{images_, layer_.in_channels, out_lanes()};
-  const Product back{images_, layer_.out_channels, in_lanes_};
-  const int64_t taps = layer_.taps();
+  const int64_t taps = layer_.taps(), half = layer_.out_channels / 2;
   const Grid<T> whole{dx, size_.width * in_lanes_, in_lanes_};
   // A single tap reads every pixel once: its gradient goes straight there.
   const bool direct = taps == 1 && layer_.stride == 1;
@@ -165,8 +183,14 @@ void PackedLayer<T>::dense_backward(Grid<const T> in, const T* dz, const Scratch
     if (!dx) continue;
     Grid<T> to = direct ? whole : inside(scratch.spread);
     to = {to.data + offset, to.row * layer_.stride, to.pixel * layer_.stride};
-    DA2S_SIMD_CALL(product<T>, back, g, transposed_ + tap * layer_.out_channels * in_lanes_, to,
-                   out, spread || add);
+    // Of a half, its own channels only.
+    const int64_t first = layer_.halves ? tap * half : 0;
+    const int64_t last = layer_.halves && tap == 0 ? half : layer_.out_channels;
+    const Product back{images_, last - first, in_lanes_};
+    const Grid<const T> part{g.data + first * images_, g.row, g.pixel};
+    DA2S_SIMD_CALL(product<T>, back, part,
+                   transposed_ + (tap * layer_.out_channels + first) * in_lanes_, to, out,
+                   spread || add);
   }
   if (!spread) return;
   DA2S_SIMD_CALL(add<T>, inside(scratch.spread), size_, in_lanes_, whole);

@@ -64,6 +64,7 @@ class PackedLayer {
   int64_t tap_offset(int64_t tap) const;
   template <class Visit>
   void for_each_product_weight(Visit visit) const;
+  void halves_forward(Grid<const T> in, T* middle, Grid<T> z) const;
   void separable_backward(Grid<const T> in, const T* dz, const Scratch& scratch, T* dx, bool add,
                           double* sums) const;
   void dense_backward(Grid<const T> in, const T* dz, const Scratch& scratch, T* dx, bool add,

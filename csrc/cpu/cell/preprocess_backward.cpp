@@ -48,13 +48,9 @@ void Backward<T>::sum_state(int64_t input, int64_t slot) {
   this->for_blocks(true, [&](const Block& block, const Scratch<T>& scratch) {
     for (int64_t group = block.begin; group < block.end; ++group) {
       const Grid<T> g = gradient(input, group);
-      add_sums(state_sums_.gradient, block, group, scratch, [&](double* into) {
-        DA2S_SIMD_CALL(lane_sums<T>, g, size.pixels(), this->state_lanes(), into);
-      });
-      add_sums(state_sums_.product, block, group, scratch, [&](double* into) {
-        DA2S_SIMD_CALL(lane_products<T>, g, this->state(input, group), size, this->state_lanes(),
-                       nullptr, into);
-      });
+      add_gradient(state_sums_.gradient, g, size, block, group, scratch);
+      add_product(state_sums_.product, g, this->state(input, group), nullptr, size, block, group,
+                  scratch);
     }
   });
   set_coefficients(state_sums_, state_sums_.gradient, -1, 1, size);

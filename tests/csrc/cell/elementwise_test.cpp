@@ -73,8 +73,14 @@ void check_sums(Case<T>& c) {
 
   for (const bool centred : {false, true}) {
     Buffer<double> products(c.lanes, 0.5);
-    DA2S_SIMD_CALL(lane_products<T>, c.g.grid(), c.z.grid(), kSize, c.lanes,
-                   centred ? c.mean.data() : nullptr, products.data());
+    // Two factors, each with products of its own.
+    Buffer<double> others(c.lanes, 0.5);
+    const Factor<T> factors[] = {{c.z.grid(), centred ? c.mean.data() : nullptr, products.data()},
+                                 {c.apart.grid(), nullptr, others.data()}};
+    DA2S_SIMD_CALL(lane_products<T>, c.g.grid(), factors, 2, kSize, c.lanes);
+    c.check_lanes(others, [&](int64_t y, int64_t x, int64_t lane) {
+      return static_cast<double>(c.g.at(y, x, lane)) * c.apart.at(y, x, lane);
+    });
     c.check_lanes(products, [&](int64_t y, int64_t x, int64_t lane) {
       return c.g.at(y, x, lane) * (centred ? deviation(y, x, lane) : c.z.at(y, x, lane));
     });
@@ -97,10 +103,13 @@ void check_maps(Case<T>& c) {
               scaled(c.g, y, x, lane, sum);
             else
               sum.add(static_cast<double>(c.scale[lane]) * c.g.at(y, x, lane));
+            sum.add(static_cast<double>(c.slope[lane]) * c.z.at(y, x, lane));
           },
           [&] {
-            DA2S_SIMD_CALL(mix<T>, c.g.grid(), kSize, c.lanes, c.scale.data(),
-                           centred ? c.mean.data() : nullptr, add, c.out.grid());
+            const Mixed<T> parts[] = {
+                {c.g.grid(), c.scale.data(), centred ? c.mean.data() : nullptr},
+                {c.z.grid(), c.slope.data(), nullptr}};
+            DA2S_SIMD_CALL(mix<T>, parts, 2, kSize, c.lanes, add, c.out.grid());
           });
   c.check(
       c.dense,

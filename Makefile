@@ -2,7 +2,7 @@
 # make test       set everything up, run all tests
 # make sanitize   test the C++ kernels under sanitizers; needs nothing but a compiler
 # make lint       all static checks; make format mends what can be mended
-# make benchmark  timings of the fused operations
+# make benchmark  time and memory of networks and operations, fused and not; takes its time
 # Setting up happens once, and again only after pyproject.toml, setup.py or csrc have changed.
 PYTHON ?= python3
 VENV := .venv

@@ -1,10 +1,71 @@
-"""The scratch memory of the compiled operations; the cell's tests see it grow."""
+"""The scratch memory of the compiled operations."""
 
 import pytest
 import torch
+from torch import Tensor
 from torch.library import Library
+from torch.profiler import ProfilerActivity, profile
 
+from da2s_fast.nn import Cell
 from da2s_fast.ops import release_workspaces, workspace, workspace_bytes
+from tests.ops.cell_cases import compiled
+
+PRIMITIVES = ("max_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv_5x5")
+
+
+class Steps:
+    """A cell of which every state has 1 MiB, and what a step of it needs."""
+
+    def __init__(self, memory: str) -> None:
+        torch.manual_seed(0)
+        self.cell = Cell(2, 2, 48, 48, 16, False, False, primitives=PRIMITIVES)
+        self.cell.memory = memory
+        x = torch.randn(16, 48, 32, 32).contiguous(memory_format=torch.channels_last)
+        self.x = x.requires_grad_()
+        self.p = torch.rand(5, len(PRIMITIVES), requires_grad=True)
+        self.gradient = torch.ones(16, 32, 32, 32)
+
+    def __call__(self) -> Tensor:
+        output = self.cell(self.x, self.x, self.p)
+        torch.autograd.grad(output, [self.x, self.p, *self.cell.parameters()], self.gradient)
+        return output
+
+    def large_allocations(self) -> dict[str, int]:
+        """Bytes that a step takes from torch's allocator, by event, where they are many."""
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            self()
+        taken = {event.key: event.self_cpu_memory_usage for event in profiler.key_averages()}
+        return {name: bytes_ for name, bytes_ in taken.items() if bytes_ > 1 << 17}
+
+
+@compiled
+@pytest.mark.parametrize("memory", ["save", "recompute"])
+def test_steps_after_the_first_ones_allocate_nothing_large(memory: str) -> None:
+    step = Steps(memory)
+    release_workspaces()
+    step()
+    step()
+    held = workspace_bytes()
+    assert held > 1 << 20
+    # Two gradients of x add up outside of the operator.
+    assert set(step.large_allocations()) <= {"aten::add"}
+    assert workspace_bytes() == held
+
+
+@compiled
+def test_what_is_kept_for_backward_counts_and_goes_with_the_graph() -> None:
+    step = Steps("save")
+    step()
+    release_workspaces()
+    without = workspace_bytes()
+    output = step.cell(step.x, step.x, step.p)
+    release_workspaces()
+    kept = workspace_bytes() - without
+    # 5 edges with 3 features each, 2 pools, 4 states.
+    assert kept >= (5 * 3 + 2 + 4) << 20
+    del output
+    release_workspaces()
+    assert workspace_bytes() == without
 
 
 def test_release_leaves_nothing() -> None:

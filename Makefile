@@ -1,6 +1,8 @@
 # make search     set everything up, search an architecture for scikit-learn's digits
 # make test       set everything up, run all tests
 # make sanitize   test the C++ kernels under sanitizers; needs nothing but a compiler
+# make sanitize-python  test the operators of the compiled library, torch and all, under
+#                 AddressSanitizer; takes minutes
 # make lint       all static checks; make format mends what can be mended
 # make benchmark  time and memory of networks and operations, fused and not; takes its time
 # Setting up happens once, and again only after pyproject.toml, setup.py or csrc have changed.
@@ -10,7 +12,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/da2s_fast.stamp
 CSRC := $(shell find csrc tests/csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: setup search test sanitize lint lint-ruff lint-format lint-mypy lint-csrc format benchmark clean
+.PHONY: setup search test sanitize sanitize-python lint lint-ruff lint-format lint-mypy lint-csrc \
+	format benchmark clean
 
 setup: $(STAMP)
 
@@ -34,6 +37,19 @@ test: setup
 
 sanitize:
 	$(MAKE) -C tests/csrc -j$(shell nproc 2>/dev/null || echo 2)
+
+# Python itself is not instrumented: the runtime is loaded before it, and leaks are not told.
+# Tests that start processes of their own would not find this library there.
+ASAN := build/asan
+SANITIZED_TESTS := $(addprefix tests/ops/test_,mixed_sum.py separable_conv.py \
+	discretization_loss.py cell_operator.py)
+sanitize-python: setup
+	for flags in CFLAGS CXXFLAGS LDFLAGS; do export $$flags="-fsanitize=address -g1"; done; \
+		$(BIN)/python setup.py --quiet build --build-base $(ASAN) --build-lib $(ASAN)/lib
+	nm -D $(ASAN)/lib/da2s_fast/_cpu.*so | grep -q __asan_init
+	LD_PRELOAD="$(foreach lib,libasan.so libstdc++.so.6,$(shell $(CXX) -print-file-name=$(lib)))" \
+		ASAN_OPTIONS=detect_leaks=0 $(BIN)/python -m pytest -q --capture=no \
+		-o pythonpath="$(ASAN)/lib ." -k "not instruction_sets and not portable" $(SANITIZED_TESTS)
 
 # One target each, so that `make -k lint` runs all even if one fails.
 lint: lint-ruff lint-format lint-mypy lint-csrc

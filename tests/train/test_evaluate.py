@@ -71,14 +71,19 @@ def test_predictions_on_png_files_are_those_on_the_tensors(trained, digits, imag
 
 
 def test_predictions_on_large_color_jpeg_files(trained, digits, tmp_path):
-    files = []
     for index, image in enumerate(digits.test_images[:40]):
-        files.append(tmp_path / f"{index}.jpg")
         pixels = np.kron(image[0].numpy(), np.ones((10, 10), dtype=np.uint8))
-        Image.fromarray(pixels).convert("RGB").save(files[-1], quality=95)
+        large = Image.fromarray(pixels)
+        large.save(tmp_path / f"{index:02}.png")
+        large.convert("RGB").save(tmp_path / f"{index:02}.jpg", quality=95)
+    predicted = [
+        [prediction.classes[0] for prediction in predict(trained.run_dir, files)]
+        for files in (sorted(tmp_path.glob("*.png")), sorted(tmp_path.glob("*.jpg")))
+    ]
     labels = [digits.classes[label] for label in digits.test_labels[:40]]
-    predicted = [prediction.classes[0] for prediction in predict(trained.run_dir, files)]
-    assert sum(a == b for a, b in zip(labels, predicted, strict=True)) >= 34
+    # Resizing blurs the digits, compression changes them by little more than rounding.
+    assert sum(map(str.__eq__, *predicted)) >= 37
+    assert sum(map(str.__eq__, predicted[1], labels)) >= 20
 
 
 def test_default_is_five_classes_or_all(trained, image_files):

@@ -119,6 +119,9 @@ Workspace::Workspace(size_t bytes, Use use) : use_(use) {
 }
 
 Workspace::~Workspace() {
+#ifdef __SANITIZE_ADDRESS__
+  __asan_unpoison_memory_region(data_, bytes_);  // what arenas have left
+#endif
   const std::lock_guard<std::mutex> lock(pool().mutex);
   pool().of(use_).give_back({data_, bytes_});
 }

@@ -75,6 +75,7 @@ void Backward<T>::lay_out(Arena& saved, Arena& workspace) {
         if (this->bundles_[s].edges[e].candidates[k].layers.size() > 1)
           sums_[s][e].candidates[k].inner = own.take<T>(images_.groups * this->z_elements());
     used = std::max(used, own.used());
+    if (kWatched) workspace = own;
   }
   workspace.template take<char>(used - workspace.used());
   layers_.clear();
@@ -110,7 +111,7 @@ int64_t Backward<T>::weight_count(int64_t s) const {
 template <class T>
 void Backward<T>::complete(int64_t s) {
   const Bundle<T>& bundle = this->bundles_[s];
-  this->for_blocks(true, [&](const Block& block, const Scratch<T>& scratch) {
+  this->for_blocks(true, [&](const GroupBlock& block, const Scratch<T>& scratch) {
     if (bundle.twice && wanted_state(s)) third_stage_back(bundle, block, scratch);
     if (s >= plan_.inputs) complete_node(s, block, scratch);
     if (s == 0) return;
@@ -125,7 +126,7 @@ void Backward<T>::complete(int64_t s) {
 }
 
 template <class T>
-void Backward<T>::complete_node(int64_t s, const Block& block, const Scratch<T>& scratch) {
+void Backward<T>::complete_node(int64_t s, const GroupBlock& block, const Scratch<T>& scratch) {
   const int64_t position = s - (plan_.states() - plan_.outputs);
   const bool last = this->bundles_[s].edges.empty();
   for (int64_t group = block.begin; group < block.end; ++group) {
@@ -143,7 +144,7 @@ void Backward<T>::complete_node(int64_t s, const Block& block, const Scratch<T>&
 }
 
 template <class T>
-void Backward<T>::first_stage_back(const Bundle<T>& bundle, const Block& block,
+void Backward<T>::first_stage_back(const Bundle<T>& bundle, const GroupBlock& block,
                                    const Scratch<T>& scratch) {
   std::vector<Factor<T>> factors;
   for (size_t e = 0; e < bundle.edges.size(); ++e) {
@@ -175,7 +176,8 @@ void Backward<T>::first_stage_back(const Bundle<T>& bundle, const Block& block,
 
 template <class T>
 void Backward<T>::add_gradient(const ChannelSums& sums, Grid<const T> g, Size size,
-                               const Block& block, int64_t group, const Scratch<T>& scratch) const {
+                               const GroupBlock& block, int64_t group,
+                               const Scratch<T>& scratch) const {
   double* into = begin_sums(sums, block, group, scratch.lanes);
   DA2S_SIMD_CALL(lane_sums<T>, g, size.pixels(), sums.channels * images_.per_group, into);
   finish_sums(sums, block, group, into);
@@ -183,7 +185,7 @@ void Backward<T>::add_gradient(const ChannelSums& sums, Grid<const T> g, Size si
 
 template <class T>
 void Backward<T>::add_product(const ChannelSums& sums, Grid<const T> g, Grid<const T> z,
-                              const T* mean, Size size, const Block& block, int64_t group,
+                              const T* mean, Size size, const GroupBlock& block, int64_t group,
                               const Scratch<T>& scratch) const {
   double* into = begin_sums(sums, block, group, scratch.lanes);
   const Factor<T> factor{z, mean, into};
@@ -283,15 +285,18 @@ template void Backward<double>::set_coefficients(NormSums<double>&, const Channe
 template void Backward<float>::clear_missing(float*, int64_t, int64_t) const;
 template void Backward<double>::clear_missing(double*, int64_t, int64_t) const;
 template void Backward<float>::add_gradient(const ChannelSums&, Grid<const float>, Size,
-                                            const Block&, int64_t, const Scratch<float>&) const;
+                                            const GroupBlock&, int64_t,
+                                            const Scratch<float>&) const;
 template void Backward<double>::add_gradient(const ChannelSums&, Grid<const double>, Size,
-                                             const Block&, int64_t, const Scratch<double>&) const;
+                                             const GroupBlock&, int64_t,
+                                             const Scratch<double>&) const;
 template void Backward<float>::add_product(const ChannelSums&, Grid<const float>, Grid<const float>,
-                                           const float*, Size, const Block&, int64_t,
+                                           const float*, Size, const GroupBlock&, int64_t,
                                            const Scratch<float>&) const;
 template void Backward<double>::add_product(const ChannelSums&, Grid<const double>,
-                                            Grid<const double>, const double*, Size, const Block&,
-                                            int64_t, const Scratch<double>&) const;
+                                            Grid<const double>, const double*, Size,
+                                            const GroupBlock&, int64_t,
+                                            const Scratch<double>&) const;
 template int64_t Backward<float>::weight_count(int64_t) const;
 template int64_t Backward<double>::weight_count(int64_t) const;
 

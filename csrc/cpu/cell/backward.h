@@ -75,7 +75,7 @@ class Backward : public CellPass<T> {
 
   // Where a group's sums per lane are added, zeros the first time: the chunk's own, or numbers
   // that finish_sums folds into them.
-  double* begin_sums(const ChannelSums& sums, const Block& block, int64_t group,
+  double* begin_sums(const ChannelSums& sums, const GroupBlock& block, int64_t group,
                      double* lanes) const {
     double* channels = sums.of(block.chunk);
     if (group == images_.first(block.chunk)) std::fill_n(channels, sums.channels, 0.0);
@@ -83,27 +83,28 @@ class Backward : public CellPass<T> {
     std::fill_n(lanes, sums.channels * images_.per_group, 0.0);
     return lanes;
   }
-  void finish_sums(const ChannelSums& sums, const Block& block, int64_t group,
+  void finish_sums(const ChannelSums& sums, const GroupBlock& block, int64_t group,
                    const double* lanes) const {
     if (images_.per_group > 1)
       fold_lanes(lanes, sums.channels, images_.per_group, images_.valid(group),
                  sums.of(block.chunk));
   }
   // Sums of one group's gradient, and of its product with one tensor.
-  void add_gradient(const ChannelSums& sums, Grid<const T> g, Size size, const Block& block,
+  void add_gradient(const ChannelSums& sums, Grid<const T> g, Size size, const GroupBlock& block,
                     int64_t group, const Scratch<T>& scratch) const;
   void add_product(const ChannelSums& sums, Grid<const T> g, Grid<const T> z, const T* mean,
-                   Size size, const Block& block, int64_t group, const Scratch<T>& scratch) const;
+                   Size size, const GroupBlock& block, int64_t group,
+                   const Scratch<T>& scratch) const;
 
   // Zeros in the place of images that are not there: their gradient must not reach the weights.
   void clear_missing(T* data, int64_t numbers, int64_t group) const;
 
-  double* weight_sums(const Block& block, int64_t begin) const {
+  double* weight_sums(const GroupBlock& block, int64_t begin) const {
     return wanted_.weights ? weight_sums_ + block.chunk * weights_per_chunk_ + begin : nullptr;
   }
 
   // Everything a chunk's first block has to clear in the weights' sums.
-  void clear_weights(const Block& block, int64_t count) const {
+  void clear_weights(const GroupBlock& block, int64_t count) const {
     if (wanted_.weights && block.begin == images_.first(block.chunk))
       std::fill_n(weight_sums(block, 0), count, 0.0);
   }
@@ -112,10 +113,11 @@ class Backward : public CellPass<T> {
 
   // Finishes the gradient of a state, then takes the sums for the bundle before it.
   void complete(int64_t s);
-  void complete_node(int64_t s, const Block& block, const Scratch<T>& scratch);
+  void complete_node(int64_t s, const GroupBlock& block, const Scratch<T>& scratch);
 
   // Every candidate's product with its node's gradient.
-  void first_stage_back(const Bundle<T>& bundle, const Block& block, const Scratch<T>& scratch);
+  void first_stage_back(const Bundle<T>& bundle, const GroupBlock& block,
+                        const Scratch<T>& scratch);
 
   double rstd_of(int64_t slot, int64_t channel) const {
     const T* statistics = statistics_ + 2 * plan_.norm_offset(slot) + plan_.norm_channels(slot);
@@ -134,13 +136,13 @@ class Backward : public CellPass<T> {
   // From the nodes down to x, for separable convolutions down to their inner norm.
   void second_stage_back(int64_t s);
 
-  T* relu_gradient(const Bundle<T>& bundle, const Block& block, int64_t group,
+  T* relu_gradient(const Bundle<T>& bundle, const GroupBlock& block, int64_t group,
                    const Scratch<T>& scratch) const {
     return scratch.relu_gradient +
            block.index(group) * this->size_of(bundle.source).pixels() * this->mixed_lanes();
   }
 
-  T* pool_gradient(size_t pool, const Block& block, int64_t group,
+  T* pool_gradient(size_t pool, const GroupBlock& block, int64_t group,
                    const Scratch<T>& scratch) const {
     return scratch.pool_gradients +
            (static_cast<int64_t>(pool) * block.groups() + block.index(group)) * this->z_elements();
@@ -153,12 +155,12 @@ class Backward : public CellPass<T> {
   }
 
   // Candidates without layers: pools' gradients gather before they spread.
-  void plain_back(const Bundle<T>& bundle, const Block& block, const Scratch<T>& scratch);
+  void plain_back(const Bundle<T>& bundle, const GroupBlock& block, const Scratch<T>& scratch);
   void direct_back(const Bundle<T>& bundle, const Edge& edge, const CandidateSums<T>& sums,
                    int64_t group);
 
   void pool_back(const Bundle<T>& bundle, const Edge& edge, const CandidateRun<T>& run,
-                 const CandidateSums<T>& sums, const Block& block, int64_t group,
+                 const CandidateSums<T>& sums, const GroupBlock& block, int64_t group,
                  const Scratch<T>& scratch);
 
   // Through the last norm, into scratch.dz.
@@ -166,25 +168,27 @@ class Backward : public CellPass<T> {
                  int64_t group, const Scratch<T>& scratch);
 
   // The last layers of all candidates. Whether relu_gradient has anything.
-  bool layers_back(const Bundle<T>& bundle, const Block& block, const Scratch<T>& scratch);
+  bool layers_back(const Bundle<T>& bundle, const GroupBlock& block, const Scratch<T>& scratch);
 
   // How often a layer's backward asks for memory per row, about.
   int64_t asks() const { return wanted_.weights ? 4 : 2; }
 
   // A separable convolution's second layer, and the sums of the norm before it.
-  void inner_back(const CandidateRun<T>& run, const CandidateSums<T>& sums, const Block& block,
+  void inner_back(const CandidateRun<T>& run, const CandidateSums<T>& sums, const GroupBlock& block,
                   int64_t group, const Scratch<T>& scratch, Ahead* ahead);
-  void pools_back(const Bundle<T>& bundle, const Block& block, const Scratch<T>& scratch);
+  void pools_back(const Bundle<T>& bundle, const GroupBlock& block, const Scratch<T>& scratch);
 
   // Zeros where the first to come adds: not under what relu_back or bypass_back write.
-  void begin_gradient(const Bundle<T>& bundle, const Block& block);
+  void begin_gradient(const Bundle<T>& bundle, const GroupBlock& block);
 
   // What was gathered behind ReLU, added to the state's gradient or the first to be written there.
-  void relu_back(const Bundle<T>& bundle, const Block& block, const Scratch<T>& scratch, bool add);
-  void bypass_back(const Bundle<T>& bundle, const Block& block, const Scratch<T>& scratch);
+  void relu_back(const Bundle<T>& bundle, const GroupBlock& block, const Scratch<T>& scratch,
+                 bool add);
+  void bypass_back(const Bundle<T>& bundle, const GroupBlock& block, const Scratch<T>& scratch);
 
   // Separable convolutions from their inner norm down to x.
-  void third_stage_back(const Bundle<T>& bundle, const Block& block, const Scratch<T>& scratch);
+  void third_stage_back(const Bundle<T>& bundle, const GroupBlock& block,
+                        const Scratch<T>& scratch);
   void fold_weights(int64_t s);
 
   void fold_layer(const PackedLayer<T>& layer, int64_t begin);

@@ -117,6 +117,7 @@ void CellPass<T>::lay_out(Arena& saved, Arena& workspace, bool backward) {
           if (pool.kind == run.candidate->kind) run.z = pool.z;
       }
     used = std::max(used, own.used());
+    if (kWatched) workspace = own;
   }
   workspace.template take<char>(used - workspace.used());
 }
@@ -185,9 +186,10 @@ Scratch<T> CellPass<T>::make_scratch(bool backward) const {
     return std::pair(bordered, arena.used());
   };
   Scratch<T> scratch{};
-  scratch.memory = std::make_unique<Workspace>(lay_out(Arena(), scratch).second);
-  const size_t bordered = lay_out(Arena(scratch.memory->data()), scratch).first;
+  const auto [bordered, used] = lay_out(Arena(), scratch);
+  scratch.memory = std::make_unique<Workspace>(used);
   std::memset(scratch.memory->data(), 0, bordered);
+  lay_out(Arena(scratch.memory->data()), scratch);
   return scratch;
 }
 
@@ -248,14 +250,14 @@ void CellPass<T>::shuffle(Grid<T> pixels, Size size, bool back, T* scratch) cons
 }
 
 template <class T>
-T* CellPass<T>::input_of(const Bundle<T>& bundle, const Block& block, int64_t group,
+T* CellPass<T>::input_of(const Bundle<T>& bundle, const GroupBlock& block, int64_t group,
                          const Scratch<T>& scratch) const {
   const Size size = size_of(bundle.source);
   return (size == before_ ? scratch.input : scratch.node_input) + block.index(group) * padded(size);
 }
 
 template <class T>
-void CellPass<T>::fill_input(const Bundle<T>& bundle, const Block& block,
+void CellPass<T>::fill_input(const Bundle<T>& bundle, const GroupBlock& block,
                              const Scratch<T>& scratch) const {
   const Size size = size_of(bundle.source);
   for (int64_t group = block.begin; group < block.end; ++group)
@@ -290,7 +292,7 @@ Grid<const T> CellPass<T>::bypass_of(const Bundle<T>& bundle, int64_t group, T* 
 }
 
 template <class T>
-void CellPass<T>::first_stage(const Bundle<T>& bundle, const Block& block,
+void CellPass<T>::first_stage(const Bundle<T>& bundle, const GroupBlock& block,
                               const Scratch<T>& scratch, bool moments) const {
   const Size size = size_of(bundle.source);
   const int64_t stride = plan_.stride(bundle.source);
@@ -322,7 +324,7 @@ void CellPass<T>::first_stage(const Bundle<T>& bundle, const Block& block,
 }
 
 template <class T>
-std::vector<Step> CellPass<T>::steps(const Bundle<T>& bundle, const Block& block,
+std::vector<Step> CellPass<T>::steps(const Bundle<T>& bundle, const GroupBlock& block,
                                      size_t layers) const {
   std::vector<Step> all;
   for (size_t e = 0; e < bundle.edges.size(); ++e)
@@ -333,7 +335,7 @@ std::vector<Step> CellPass<T>::steps(const Bundle<T>& bundle, const Block& block
 }
 
 template <class T>
-void CellPass<T>::second_stage(const Bundle<T>& bundle, const Block& block,
+void CellPass<T>::second_stage(const Bundle<T>& bundle, const GroupBlock& block,
                                const Scratch<T>& scratch, bool moments) const {
   const std::vector<Step> all = steps(bundle, block, 2);
   const auto run_of = [&](const Step& step) -> const CandidateRun<T>& {

@@ -147,7 +147,7 @@ class CellPass {
   }
 
   // Every candidate with at least so many layers, on every group of a block.
-  std::vector<Step> steps(const Bundle<T>& bundle, const Block& block, size_t layers) const;
+  std::vector<Step> steps(const Bundle<T>& bundle, const GroupBlock& block, size_t layers) const;
 
   // Channels of a tensor from or into a group's grid.
   void import_images(const Outer& input, int64_t group, bool relu, int64_t channel,
@@ -157,8 +157,9 @@ class CellPass {
   // Channels of a node: [mixed, bypass], channel j * (C/K) + c, moves to c * K + j, or back.
   void shuffle(Grid<T> pixels, Size size, bool back, T* scratch) const;
   // ReLU of a block's states, into scratch.input.
-  void fill_input(const Bundle<T>& bundle, const Block& block, const Scratch<T>& scratch) const;
-  T* input_of(const Bundle<T>& bundle, const Block& block, int64_t group,
+  void fill_input(const Bundle<T>& bundle, const GroupBlock& block,
+                  const Scratch<T>& scratch) const;
+  T* input_of(const Bundle<T>& bundle, const GroupBlock& block, int64_t group,
               const Scratch<T>& scratch) const;
   int64_t padded(Size size) const {
     return (size.height + 2 * border_) * (size.width + 2 * border_) * mixed_lanes();
@@ -188,9 +189,9 @@ class CellPass {
   }
 
   // The two forward stages of a bundle; they add to moments if asked.
-  void first_stage(const Bundle<T>& bundle, const Block& block, const Scratch<T>& scratch,
+  void first_stage(const Bundle<T>& bundle, const GroupBlock& block, const Scratch<T>& scratch,
                    bool moments) const;
-  void second_stage(const Bundle<T>& bundle, const Block& block, const Scratch<T>& scratch,
+  void second_stage(const Bundle<T>& bundle, const GroupBlock& block, const Scratch<T>& scratch,
                     bool moments) const;
 
   const CellArguments<T>& in_;

@@ -9,7 +9,7 @@ template <class T>
 void Backward<T>::second_stage_back(int64_t s) {
   const Bundle<T>& bundle = this->bundles_[s];
   const int64_t weights = weight_count(s);
-  this->for_blocks(true, [&](const Block& block, const Scratch<T>& scratch) {
+  this->for_blocks(true, [&](const GroupBlock& block, const Scratch<T>& scratch) {
     clear_weights(block, weights);
     this->fill_input(bundle, block, scratch);
     begin_gradient(bundle, block);
@@ -28,7 +28,7 @@ void Backward<T>::second_stage_back(int64_t s) {
 }
 
 template <class T>
-void Backward<T>::plain_back(const Bundle<T>& bundle, const Block& block,
+void Backward<T>::plain_back(const Bundle<T>& bundle, const GroupBlock& block,
                              const Scratch<T>& scratch) {
   std::memset(scratch.pool_gradients, 0,
               bundle.pools.size() * block.groups() * this->z_elements() * sizeof(T));
@@ -58,7 +58,7 @@ void Backward<T>::direct_back(const Bundle<T>& bundle, const Edge& edge,
 
 template <class T>
 void Backward<T>::pool_back(const Bundle<T>& bundle, const Edge& edge, const CandidateRun<T>& run,
-                            const CandidateSums<T>& sums, const Block& block, int64_t group,
+                            const CandidateSums<T>& sums, const GroupBlock& block, int64_t group,
                             const Scratch<T>& scratch) {
   size_t pool = 0;
   while (bundle.pools[pool].kind != run.candidate->kind) ++pool;
@@ -78,7 +78,7 @@ void Backward<T>::norm_back(Grid<const T> g, const CandidateRun<T>& run,
 }
 
 template <class T>
-bool Backward<T>::layers_back(const Bundle<T>& bundle, const Block& block,
+bool Backward<T>::layers_back(const Bundle<T>& bundle, const GroupBlock& block,
                               const Scratch<T>& scratch) {
   const Size size = this->size_of(bundle.source);
   const int64_t elements = this->z_elements();
@@ -112,7 +112,7 @@ bool Backward<T>::layers_back(const Bundle<T>& bundle, const Block& block,
 
 template <class T>
 void Backward<T>::inner_back(const CandidateRun<T>& run, const CandidateSums<T>& sums,
-                             const Block& block, int64_t group, const Scratch<T>& scratch,
+                             const GroupBlock& block, int64_t group, const Scratch<T>& scratch,
                              Ahead* ahead) {
   const int64_t elements = this->z_elements();
   T* inner = sums.inner + group * elements;
@@ -130,7 +130,7 @@ void Backward<T>::inner_back(const CandidateRun<T>& run, const CandidateSums<T>&
 }
 
 template <class T>
-void Backward<T>::pools_back(const Bundle<T>& bundle, const Block& block,
+void Backward<T>::pools_back(const Bundle<T>& bundle, const GroupBlock& block,
                              const Scratch<T>& scratch) {
   const Size size = this->size_of(bundle.source);
   const int64_t stride = plan_.stride(bundle.source);
@@ -148,7 +148,7 @@ void Backward<T>::pools_back(const Bundle<T>& bundle, const Block& block,
 }
 
 template <class T>
-void Backward<T>::begin_gradient(const Bundle<T>& bundle, const Block& block) {
+void Backward<T>::begin_gradient(const Bundle<T>& bundle, const GroupBlock& block) {
   bool single = false;
   for (const EdgeRun<T>& edge : bundle.edges)
     for (const CandidateRun<T>& run : edge.candidates) single |= run.layers.size() == 1;
@@ -159,8 +159,8 @@ void Backward<T>::begin_gradient(const Bundle<T>& bundle, const Block& block) {
 }
 
 template <class T>
-void Backward<T>::relu_back(const Bundle<T>& bundle, const Block& block, const Scratch<T>& scratch,
-                            bool add) {
+void Backward<T>::relu_back(const Bundle<T>& bundle, const GroupBlock& block,
+                            const Scratch<T>& scratch, bool add) {
   const Size size = this->size_of(bundle.source);
   const int64_t mixed = this->mixed_lanes();
   for (int64_t group = block.begin; group < block.end; ++group) {
@@ -172,7 +172,7 @@ void Backward<T>::relu_back(const Bundle<T>& bundle, const Block& block, const S
 }
 
 template <class T>
-void Backward<T>::bypass_back(const Bundle<T>& bundle, const Block& block,
+void Backward<T>::bypass_back(const Bundle<T>& bundle, const GroupBlock& block,
                               const Scratch<T>& scratch) {
   const int64_t rest = this->rest_lanes();
   const bool pooled = plan_.stride(bundle.source) > 1;
@@ -204,7 +204,7 @@ void Backward<T>::bypass_back(const Bundle<T>& bundle, const Block& block,
 }
 
 template <class T>
-void Backward<T>::third_stage_back(const Bundle<T>& bundle, const Block& block,
+void Backward<T>::third_stage_back(const Bundle<T>& bundle, const GroupBlock& block,
                                    const Scratch<T>& scratch) {
   const Size size = this->size_of(bundle.source);
   const int64_t elements = this->z_elements();
@@ -240,9 +240,9 @@ void Backward<T>::third_stage_back(const Bundle<T>& bundle, const Block& block,
 
 template void Backward<float>::second_stage_back(int64_t);
 template void Backward<double>::second_stage_back(int64_t);
-template void Backward<float>::third_stage_back(const Bundle<float>&, const Block&,
+template void Backward<float>::third_stage_back(const Bundle<float>&, const GroupBlock&,
                                                 const Scratch<float>&);
-template void Backward<double>::third_stage_back(const Bundle<double>&, const Block&,
+template void Backward<double>::third_stage_back(const Bundle<double>&, const GroupBlock&,
                                                  const Scratch<double>&);
 
 }  // namespace da2s_fast

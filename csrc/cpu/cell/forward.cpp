@@ -32,7 +32,7 @@ class Forward : public CellPass<T> {
       if (!plan_.preprocess[i].empty()) preprocess(i);
     for (int64_t s = 0; s < plan_.states(); ++s) {
       const Bundle<T>& bundle = this->bundles_[s];
-      this->for_blocks(false, [&](const Block& block, const Scratch<T>& scratch) {
+      this->for_blocks(false, [&](const GroupBlock& block, const Scratch<T>& scratch) {
         if (s < plan_.inputs) input_state(s, block);
         if (s > 0) mix(this->bundles_[s - 1], block);
         if (pooled_[s]) pool_bypass(bundle, block);
@@ -41,7 +41,7 @@ class Forward : public CellPass<T> {
       });
       finish_norms(bundle, 0);
       if (bundle.twice) {
-        this->for_blocks(false, [&](const Block& block, const Scratch<T>& scratch) {
+        this->for_blocks(false, [&](const GroupBlock& block, const Scratch<T>& scratch) {
           this->second_stage(bundle, block, scratch, true);
         });
         finish_norms(bundle, 1);
@@ -77,7 +77,7 @@ class Forward : public CellPass<T> {
   void preprocess(int64_t input) {
     const int64_t slot = plan_.preprocess[input][0].norm;
     const PackedLayer<T>& layer = layers_[slot];
-    this->for_blocks(false, [&](const Block& block, const Scratch<T>& scratch) {
+    this->for_blocks(false, [&](const GroupBlock& block, const Scratch<T>& scratch) {
       for (int64_t group = block.begin; group < block.end; ++group) {
         const Grid<T> x = layer.inside(scratch.input);
         this->import_images(in_.inputs[input], group, true, 0, layer.layer().in_channels, x);
@@ -89,7 +89,7 @@ class Forward : public CellPass<T> {
     finish_norm(slot, moments_[slot], this->before_);
   }
 
-  void input_state(int64_t s, const Block& block) {
+  void input_state(int64_t s, const GroupBlock& block) {
     for (int64_t group = block.begin; group < block.end; ++group) {
       const Grid<T> state = this->state(s, group);
       if (plan_.preprocess[s].empty()) {
@@ -103,7 +103,7 @@ class Forward : public CellPass<T> {
   }
 
   // Adds what the edges of a bundle mix into their nodes; the first to reach a node writes there.
-  void mix(const Bundle<T>& bundle, const Block& block) {
+  void mix(const Bundle<T>& bundle, const GroupBlock& block) {
     std::vector<Mixed<T>> parts;
     for (const EdgeRun<T>& edge : bundle.edges)
       for (int64_t group = block.begin; group < block.end; ++group) {
@@ -138,7 +138,7 @@ class Forward : public CellPass<T> {
                    this->rest_lanes(), false, node);
   }
 
-  void finish_node(int64_t s, const Block& block, const Scratch<T>& scratch) {
+  void finish_node(int64_t s, const GroupBlock& block, const Scratch<T>& scratch) {
     const int64_t position = s - (plan_.states() - plan_.outputs);
     for (int64_t group = block.begin; group < block.end; ++group) {
       const Grid<T> node = this->state(s, group);
@@ -153,7 +153,7 @@ class Forward : public CellPass<T> {
   }
 
   // Keeps an input's bypass, max-pooled, for all nodes.
-  void pool_bypass(const Bundle<T>& bundle, const Block& block) {
+  void pool_bypass(const Bundle<T>& bundle, const GroupBlock& block) {
     for (int64_t group = block.begin; group < block.end; ++group)
       this->bypass_of(bundle, group,
                       pooled_[bundle.source] + group * this->after_.pixels() * this->rest_lanes());

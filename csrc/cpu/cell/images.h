@@ -37,7 +37,7 @@ struct Images {
 
 // Groups that are worked on together: one operation after the other on all of them, so that its
 // weights are read once.
-struct Block {
+struct GroupBlock {
   int64_t chunk;
   int64_t begin, end;  // groups
   int64_t groups() const { return end - begin; }
@@ -52,7 +52,7 @@ void for_each_block(const Images& images, int64_t size, MakeScratch make_scratch
     auto scratch = make_scratch();
     for (int64_t chunk = begin; chunk < end; ++chunk)
       for (int64_t at = images.first(chunk); at < images.first(chunk + 1); at += size)
-        work(Block{chunk, at, std::min(at + size, images.first(chunk + 1))}, scratch);
+        work(GroupBlock{chunk, at, std::min(at + size, images.first(chunk + 1))}, scratch);
   });
 }
 

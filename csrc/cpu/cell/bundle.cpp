@@ -172,7 +172,6 @@ Scratch<T> CellPass<T>::make_scratch(bool backward) const {
     }
     const size_t bordered = arena.used();
     scratch.middle = arena.take<T>(std::max(z_elements(), before_.pixels() * state_lanes()));
-    scratch.bypass = arena.take<T>(after_.pixels() * rest_lanes());
     scratch.lanes = arena.take<double>(std::max<int64_t>(2, plan_.operations) * lanes);
     scratch.scale = arena.take<T>(lanes);
     if (backward) {
@@ -181,6 +180,7 @@ Scratch<T> CellPass<T>::make_scratch(bool backward) const {
       scratch.inner_gradient = arena.take<T>(std::max(z_elements(), wide));
       scratch.relu_gradient = arena.take<T>(block * before_.pixels() * mixed_lanes());
       scratch.pool_gradients = arena.take<T>(2 * block * z_elements());
+      scratch.bypass = arena.take<T>(after_.pixels() * rest_lanes());
       scratch.bypass_gradient = arena.take<T>(after_.pixels() * rest_lanes());
     }
     return std::pair(bordered, arena.used());

@@ -110,8 +110,6 @@ class CellPass {
                             bool save);
 
  protected:
-  using Row = Grid<T>;
-
   // Lays out what is saved and what lives during the call; null arenas count.
   void lay_out(Arena& saved, Arena& workspace, bool backward);
 

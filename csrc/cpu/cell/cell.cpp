@@ -104,8 +104,6 @@ std::vector<T> numbers(const Tensor& tensor) {
   return found;
 }
 
-ScalarType arithmetic(const Tensor& tensor) { return compute_dtype(tensor); }
-
 // The other way round: a tensor of the type from numbers.
 template <class T>
 Tensor tensor_of(const std::vector<T>& numbers, const Ints& sizes, ScalarType dtype) {
@@ -240,10 +238,10 @@ std::tuple<Tensor, Tensor, Tensor> cell(std::vector<Tensor> inputs, Tensor p,
     const Size size = output_size(plan, sizes.back());
     output = pooled({inputs[0].size(0), plan.outputs * plan.channels, size.height, size.width},
                     inputs[0].scalar_type(), is_channels_last(inputs[0]));
-    statistics = empty({2 * plan.norm_offset(plan.norm_count)}, arithmetic(inputs[0]));
+    statistics = empty({2 * plan.norm_offset(plan.norm_count)}, compute_dtype(inputs[0]));
     std::fill_n(data<T>(statistics), statistics.numel(), T{0});  // of what does not run
     saved = pooled({CellPass<T>::saved_size(plan, inputs[0].size(0), sizes, save)},
-                   arithmetic(inputs[0]));
+                   compute_dtype(inputs[0]));
     for (const int64_t slot : frozen) {
       const int64_t channels = plan.norm_channels(slot);
       T* to = data<T>(statistics) + 2 * plan.norm_offset(slot);

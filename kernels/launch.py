@@ -1,0 +1,56 @@
+"""How Triton kernels are started, so that everything that starts them can be run elsewhere.
+
+A GPU is one place; tests have others, which execute the compiled code of a kernel without one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+
+class Launch(NamedTuple):
+    """One launch of a kernel.
+
+    Attributes:
+        kernel: the function under `triton.jit`.
+        grid: programs along each of up to three axes.
+        arguments: by the names of the kernel's parameters: tensors, numbers, tuples of them, None,
+            and the compile-time constants.
+        warps: warps of a program.
+        stages: of software pipelining.
+    """
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: dict[str, Any]
+    warps: int
+    stages: int
+
+
+def _on_device(started: Launch) -> None:
+    started.kernel[started.grid](
+        **started.arguments, num_warps=started.warps, num_stages=started.stages
+    )
+
+
+_start: ContextVar[Callable[[Launch], None]] = ContextVar("start", default=_on_device)
+
+
+def launch(
+    kernel: Any, grid: tuple[int, ...], *, warps: int = 4, stages: int = 1, **arguments: Any
+) -> None:
+    """Start a kernel on the current device's current stream, without waiting for it."""
+    _start.get()(Launch(kernel, grid, arguments, warps, stages))
+
+
+@contextmanager
+def launched_by(start: Callable[[Launch], None]) -> Iterator[None]:
+    """Inside, hand launches of this thread to `start` instead of the GPU."""
+    token = _start.set(start)
+    try:
+        yield
+    finally:
+        _start.reset(token)

@@ -50,9 +50,9 @@ def use_backend(backend: str | None) -> Iterator[None]:
     """Inside, fused operations that are asked for no backend use this one.
 
     "reference" computes in plain PyTorch, module by module: for comparisons, and to differentiate
-    twice. "cpu" raises a UserError that says why where a compiled operator cannot run, instead of
-    turning to the reference. Holds for this thread; what torch.compile compiled keeps the backend
-    that was chosen then.
+    twice. "cpu" and "triton" raise a UserError that says why where a fused operator cannot run,
+    instead of turning to the reference. Holds for this thread; what torch.compile compiled keeps
+    the backend that was chosen then.
     """
     token = _CHOSEN.set(backend)
     try:

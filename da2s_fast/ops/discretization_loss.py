@@ -21,9 +21,10 @@ from da2s_fast.ops._backend import (
     has_kernel,
     refuse_double_backward,
 )
+from da2s_fast.ops._triton import register_triton, triton_reason
 
 # The weight of (sum of strengths - edges to keep)^2 beside the entropy of a node's edges.
-_COUNT_WEIGHT = 0.2
+COUNT_WEIGHT = 0.2
 
 # keep is flat, kinds in order. The operator returns its gradients too: a few hundred numbers.
 _OPERATOR = define_operator(
@@ -31,6 +32,7 @@ _OPERATOR = define_operator(
     "(Tensor operation_entropy, Tensor edge_loss, Tensor[] grad_alphas, Tensor[] grad_betas)"
 )
 _HAS_CPU_KERNEL = has_kernel(_OPERATOR, "cpu")
+register_triton("discretization_loss", "da2s_fast.ops.discretization_loss_triton")
 
 
 class DiscretizationLoss(NamedTuple):
@@ -81,7 +83,8 @@ def discretization_loss(
         keep: for every cell kind, how many edges each node keeps.
         operation_weight: factor of L_ops; a tensor may require gradients.
         edge_weight: factor of L_edges; a tensor may require gradients.
-        backend: "cpu" (compiled), "reference" (plain PyTorch) or None for the best that can run.
+        backend: "cpu" (compiled), "triton" (CUDA tensors), "reference" (plain PyTorch) or None for
+            the best that can run.
 
     Returns:
         The loss and its parts; in float64 if a parameter is, otherwise in float32.
@@ -93,7 +96,7 @@ def discretization_loss(
     _check(alphas, betas, edges_per_node, keep)
     dtype = torch.float64 if any(p.dtype == torch.float64 for p in parameters) else torch.float32
     alphas, betas = [a.to(dtype) for a in alphas], [b.to(dtype) for b in betas]
-    reasons = {"cpu": _cpu_reason(parameters)}
+    reasons = {"cpu": _cpu_reason(parameters), "triton": triton_reason(*parameters)}
     if choose_backend("discretization_loss", backend, reasons) == REFERENCE:
         operation_entropy = sum_operation_entropies(alphas)
         edge_loss = sum_edge_losses(betas, edges_per_node, keep, alphas[0])
@@ -127,7 +130,7 @@ def sum_edge_losses(
                 continue
             strengths = edge_strength(betas_of_node)
             count = torch.where(betas_of_node > 0, strengths, 0).sum()
-            loss = loss + _COUNT_WEIGHT * (count - target) ** 2 + _entropy(strengths)
+            loss = loss + COUNT_WEIGHT * (count - target) ** 2 + _entropy(strengths)
     return loss
 
 

@@ -34,6 +34,7 @@ _BACKWARD = define_operator(
 )
 _HAS_CPU_KERNEL = has_kernel(_FORWARD, "cpu")
 _KERNELS = (3, 5, 7)
+_TRITON_REASON = "it has no Triton kernel; on GPUs `cell` fuses separable convolutions"
 
 
 def separable_conv(
@@ -56,7 +57,7 @@ def separable_conv(
         stride: of the depthwise convolution.
         dilation: of the depthwise convolution.
         backend: "cpu" (compiled; float32 and float64, k of 3, 5 or 7), "reference" (plain
-            PyTorch) or None for the best that can run.
+            PyTorch, on GPUs too) or None for the best that can run. "triton" says why it cannot.
 
     Returns:
         (N, C_out, ceil(H / stride), ceil(W / stride)), channels_last where x is.
@@ -65,7 +66,7 @@ def separable_conv(
         UserError: shapes that do not fit, a backend that is unknown or cannot run.
     """
     _check(x, spatial, channel)
-    reasons = {"cpu": _cpu_reason(x, spatial, channel)}
+    reasons = {"cpu": _cpu_reason(x, spatial, channel), "triton": _TRITON_REASON}
     if choose_backend("separable_conv", backend, reasons) == REFERENCE:
         return separable_conv_reference(x, spatial, channel, stride=stride, dilation=dilation)
     padding = _padding(spatial, dilation)

@@ -1,0 +1,109 @@
+"""What the Triton backends of the fused operations share: where they run and how they are found.
+
+The kernels are in `da2s_fast.kernels`. What allocates and launches for the operator NAME is called
+its driver: the function NAME of a module `da2s_fast/ops/..._triton.py`, with the schema's
+arguments. A driver takes tensors of any device and starts kernels by `kernels.launch.launch` only,
+so that tests can run it without a GPU. It neither waits for the device nor reads a number from it
+nor lets a shape depend on one, so that CUDA graphs can record it.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
+from importlib import import_module
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from da2s_fast.ops._backend import LIBRARY
+
+T = TypeVar("T")
+
+# As major * 10 + minor. Kernels use bfloat16 and asynchronous copies, which Turing lacks.
+_OLDEST_ARCHITECTURE = 80
+
+# The drivers that are registered, by operator.
+DRIVERS: dict[str, Callable[..., Any]] = {}
+
+
+def triton_reason(*tensors: Tensor) -> str | None:
+    """Say why Triton kernels cannot run on these tensors; None where they can."""
+    for tensor in tensors:
+        reason = _device_reason(tensor.device)
+        if reason:
+            return reason
+        if tensor.device != tensors[0].device:
+            return f"tensors are on {tensors[0].device} and {tensor.device}"
+    return None
+
+
+def register_triton(operator: str, module: str) -> None:
+    """Let an operator of `LIBRARY` run its driver, a function of its name, for CUDA tensors.
+
+    The module is imported when the operator is first called, because it imports Triton, which is
+    slow, and not there where torch is built for CPUs.
+    """
+
+    def run(*arguments: Any) -> Any:
+        driver = getattr(import_module(module), operator)
+        # Kernels start on the current device, which need not be that of the tensors.
+        with torch.cuda.device_of(_first_tensor(arguments)):
+            return driver(*arguments)
+
+    DRIVERS[operator] = run
+    LIBRARY.impl(operator, run, "CUDA")
+
+
+def architecture(device: torch.device) -> int:
+    """Return a GPU's compute capability as major * 10 + minor; for other devices the oldest."""
+    if device.type != "cuda":
+        return _OLDEST_ARCHITECTURE
+    major, minor = torch.cuda.get_device_capability(device)
+    return major * 10 + minor
+
+
+def tuned(table: Mapping[int, T], device: torch.device) -> T:
+    """Choose launch parameters: those of the newest architecture that is no newer than the GPU.
+
+    Args:
+        table: launch parameters by architecture; 80, the oldest that is supported, must be there.
+        device: where the kernel will run.
+    """
+    return table[max(known for known in table if known <= architecture(device))]
+
+
+# Whether a GPU can be used does not change while a compiled function lives.
+@torch.compiler.assume_constant_result
+def _device_reason(device: torch.device) -> str | None:
+    return _ask_device(device)
+
+
+@cache
+def _ask_device(device: torch.device) -> str | None:
+    if device.type != "cuda":
+        return f"a tensor is on {device}"
+    if torch.version.hip is not None:
+        return "torch is built for AMD GPUs, on which the kernels have not been tried"
+    try:
+        kernels = import_module("da2s_fast.kernels")
+    except ModuleNotFoundError:
+        return "da2s_fast.kernels is not installed"
+    runs, sentence = kernels.can_run()
+    if not runs:
+        return sentence.rstrip(".")
+    found = architecture(device)
+    if found < _OLDEST_ARCHITECTURE:
+        return (
+            f"{device} is a {torch.cuda.get_device_name(device)} of compute capability "
+            f"{found / 10}, and the kernels need 8.0"
+        )
+    return None
+
+
+def _first_tensor(arguments: Iterable[Any]) -> Tensor:
+    """Return the first tensor of an operator's arguments, some of which are lists."""
+    for argument in arguments:
+        for item in argument if isinstance(argument, list | tuple) else [argument]:
+            if isinstance(item, Tensor):
+                return item
+    raise TypeError("an operator of CUDA tensors was called without tensors")

@@ -1,0 +1,326 @@
+"""Where the tensors inside a cell lie, in flat buffers, and how sums are cut into chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from math import prod
+
+from da2s_fast.ops.cell.operations import CONVS, DENSE, POOLS, SKIP
+from da2s_fast.ops.cell.plan import CellPlan, EdgePlan, decode
+
+Key = tuple[int, str, int]
+"""(edge, operation, half): a layer's output; half is 0 for z1 of separable convolutions, else 1."""
+
+PIXELS = 64
+"""Pixels of a tile."""
+CHUNKS = 32
+"""Most chunks that a sum over the batch is cut into, a power of two."""
+CHUNK_PIXELS = 512
+"""Fewest pixels of a chunk: a chunk's gradients of weights are as many numbers as weights."""
+
+_ALIGNMENT = 32  # numbers: whole sectors of every type
+
+
+class Room:
+    """Hands out places in a buffer, from its start."""
+
+    def __init__(self) -> None:
+        self.used = 0
+
+    def take(self, numbers: int) -> int:
+        """A place for so many numbers."""
+        place = self.used
+        self.used += -(-numbers // _ALIGNMENT) * _ALIGNMENT
+        return place
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The places of a cell's tensors.
+
+    Args:
+        plan: the cell.
+        batch: N.
+        sizes: (channels, height, width) of every input.
+        save: whether every z has a place of its own; else those of a node's edges lie where
+            another node's lay.
+
+    Attributes:
+        weights: where every weight of the flat list is among the weights.
+        states: where every state is among the states, (pixels, C).
+        z: where every layer's output is among the z, (pixels, C / K).
+        pools: pooled tensors by (state, operation), likewise.
+        positions: which tap won, by state, likewise.
+        norms: where every norm's statistics are.
+        moments: partial moments, (chunks, 2, channels), of layers, pools and inputs.
+        sums: partial sums of gradients, likewise; by edge, operation and half, and of inputs.
+        reached: gradients before the product of every layer; those of other nodes lie there too.
+        inner: gradients at inner norms, likewise.
+        gradients: of the states.
+    """
+
+    plan: CellPlan
+    batch: int
+    sizes: tuple[tuple[int, ...], ...]
+    save: bool
+
+    @property
+    def before(self) -> tuple[int, int]:
+        """Height and width of the input states."""
+        _, height, width = self.sizes[-1]
+        return height, width
+
+    @property
+    def after(self) -> tuple[int, int]:
+        """Height and width of the nodes."""
+        height, width = self.before
+        return ((height + 1) // 2, (width + 1) // 2) if self.plan.reduction else (height, width)
+
+    def size(self, state: int) -> tuple[int, int]:
+        """Height and width of a state."""
+        return self.before if state < self.plan.inputs else self.after
+
+    def pixels(self, state: int) -> int:
+        """Of all images."""
+        return self.batch * prod(self.size(state))
+
+    @cached_property
+    def chunks(self) -> int:
+        """How many chunks every sum over the batch has."""
+        wanted = min(CHUNKS, max(1, self.pixels(self.plan.inputs) // CHUNK_PIXELS))
+        return 1 << (wanted.bit_length() - 1)
+
+    def tiles_per_chunk(self, pixels: int) -> int:
+        """Tiles of a chunk, of PIXELS each."""
+        return -(-pixels // (PIXELS * self.chunks))
+
+    @cached_property
+    def weights(self) -> list[int]:
+        """See the class; the last entry is their number."""
+        places = [0]
+        for shape in self.plan.weight_shapes([size[0] for size in self.sizes]):
+            places.append(places[-1] + prod(shape))
+        return places
+
+    @cached_property
+    def norms(self) -> list[int]:
+        """See the class; the last entry is the length of all statistics."""
+        places = [0]
+        for channels in self.plan.norm_channels:
+            places.append(places[-1] + 2 * channels)
+        return places
+
+    @cached_property
+    def _states(self) -> tuple[list[int], int]:
+        room = Room()
+        places = [room.take(self.pixels(s) * self.plan.channels) for s in self.plan.states]
+        return places, room.used
+
+    @property
+    def states(self) -> list[int]:
+        """See the class."""
+        return self._states[0]
+
+    @property
+    def states_size(self) -> int:
+        """Numbers of all states."""
+        return self._states[1]
+
+    def layers(self, edge: EdgePlan) -> list[Key]:
+        """The convolutions of an edge by key."""
+        found: list[Key] = []
+        for name in self.plan.candidates(edge):
+            if name in CONVS and CONVS[name].twice:
+                found.append((edge.row, name, 0))
+            if name in CONVS or name in DENSE or (name == SKIP and edge.stride == 2):
+                found.append((edge.row, name, 1))
+        return found
+
+    @cached_property
+    def pooled(self) -> dict[tuple[int, str], list[int]]:
+        """(state, pool) -> the nodes that use it, ascending."""
+        found: dict[tuple[int, str], list[int]] = {}
+        for edge in self.plan.edges:
+            for name in self.plan.candidates(edge):
+                if name in POOLS:
+                    found.setdefault((edge.source, name), []).append(edge.target)
+        return found
+
+    @property
+    def _one(self) -> int:
+        return self.pixels(self.plan.inputs) * self.plan.mixed_channels
+
+    @cached_property
+    def _z(self) -> tuple[dict[Key, int], dict[tuple[int, str], int], dict[int, int], int]:
+        room = Room()
+        pools = {key: room.take(self._one) for key in self.pooled}
+        positions = {s: room.take(self._one) for s, name in self.pooled if name.startswith("max")}
+        shared, most = room.used, room.used
+        z: dict[Key, int] = {}
+        for node in self.plan.states[self.plan.inputs :]:
+            if not self.save:
+                room.used = shared
+            for edge in self.plan.entering(node):
+                z |= {key: room.take(self._one) for key in self.layers(edge)}
+            most = max(most, room.used)
+        return z, pools, positions, most
+
+    @property
+    def z(self) -> dict[Key, int]:
+        """See the class."""
+        return self._z[0]
+
+    @property
+    def pools(self) -> dict[tuple[int, str], int]:
+        """See the class."""
+        return self._z[1]
+
+    @property
+    def positions(self) -> dict[int, int]:
+        """See the class."""
+        return self._z[2]
+
+    @property
+    def z_size(self) -> int:
+        """Numbers of all z."""
+        return self._z[3]
+
+    @cached_property
+    def prepared(self) -> tuple[dict[int, int], int]:
+        """Where the inputs' convolutions go, by position, in a buffer of their own; its size."""
+        room = Room()
+        numbers = self.pixels(0) * self.plan.channels
+        return {i: room.take(numbers) for i in self.plan.preprocess_norms}, room.used
+
+    @cached_property
+    def _moments(self) -> tuple[dict[Key, int], dict[tuple[int, str], int], list[int], int]:
+        room = Room()
+        one = 2 * self.chunks * self.plan.mixed_channels
+        layers = {key: room.take(one) for edge in self.plan.edges for key in self.layers(edge)}
+        pools = {key: room.take(one) for key in self.pooled}
+        inputs = [room.take(2 * self.chunks * self.plan.channels) for _ in self.plan.preprocess]
+        return layers, pools, inputs, room.used
+
+    @property
+    def moments(self) -> dict[Key, int]:
+        """Of layers, see the class."""
+        return self._moments[0]
+
+    @property
+    def pool_moments(self) -> dict[tuple[int, str], int]:
+        """Of pools, see the class."""
+        return self._moments[1]
+
+    @property
+    def input_moments(self) -> list[int]:
+        """Of the preprocessing, see the class."""
+        return self._moments[2]
+
+    @property
+    def moments_size(self) -> int:
+        """Numbers of all moments."""
+        return self._moments[3]
+
+    @cached_property
+    def _gradients(self) -> tuple[list[int], dict[Key, int], dict[Key, int], int]:
+        room = Room()
+        states = [room.take(self.pixels(s) * self.plan.channels) for s in self.plan.states]
+        start, most = room.used, room.used
+        reached: dict[Key, int] = {}
+        inner: dict[Key, int] = {}
+        for node in self.plan.states[self.plan.inputs :]:
+            room.used = start  # those of one node after the other
+            for edge in self.plan.entering(node):
+                layers = self.layers(edge)
+                pools: list[Key] = [(edge.row, n, 1) for n in self._pools_of(edge)]
+                reached |= {key: room.take(self._one) for key in layers + pools}
+                inner |= {key: room.take(self._one) for key in layers if key[2] == 0}
+            most = max(most, room.used)
+        return states, reached, inner, most
+
+    def _pools_of(self, edge: EdgePlan) -> list[str]:
+        return [name for name in self.plan.candidates(edge) if name in POOLS]
+
+    @property
+    def gradients(self) -> list[int]:
+        """Of the states, see the class."""
+        return self._gradients[0]
+
+    @property
+    def reached(self) -> dict[Key, int]:
+        """See the class."""
+        return self._gradients[1]
+
+    @property
+    def inner(self) -> dict[Key, int]:
+        """See the class."""
+        return self._gradients[2]
+
+    @property
+    def gradients_size(self) -> int:
+        """Numbers of all gradients."""
+        return self._gradients[3]
+
+    @cached_property
+    def _sums(self) -> tuple[dict[Key, int], list[int], list[int], int]:
+        room = Room()
+        one = 2 * self.chunks * self.plan.mixed_channels
+        keys: list[Key] = []
+        for edge in self.plan.edges:
+            keys += [(edge.row, name, 1) for name in self.plan.candidates(edge)]
+            keys += [key for key in self.layers(edge) if key[2] == 0]
+        layers = {key: room.take(one) for key in keys}
+        bypasses = [room.take(one) for _ in self.plan.edges]
+        inputs = [room.take(2 * self.chunks * self.plan.channels) for _ in self.plan.preprocess]
+        return layers, bypasses, inputs, room.used
+
+    @property
+    def sums(self) -> dict[Key, int]:
+        """Of candidates and inner norms, see the class."""
+        return self._sums[0]
+
+    @property
+    def bypass_sums(self) -> list[int]:
+        """Of what goes past an edge's candidates."""
+        return self._sums[1]
+
+    @property
+    def input_sums(self) -> list[int]:
+        """Of the inputs' norms."""
+        return self._sums[2]
+
+    @property
+    def sums_size(self) -> int:
+        """Numbers of all sums."""
+        return self._sums[3]
+
+    @property
+    def saved_size(self) -> int:
+        """What backward is given: weights, states and, if they are saved, the z."""
+        return self.z_start + (self.z_size if self.save else 0)
+
+    @property
+    def states_start(self) -> int:
+        """Where the states begin in what backward is given."""
+        return -(-self.weights[-1] // _ALIGNMENT) * _ALIGNMENT
+
+    @property
+    def z_start(self) -> int:
+        """Where the z begin in what backward is given."""
+        return self.states_start + self.states_size
+
+
+@lru_cache(maxsize=256)
+def layout_of(
+    code: tuple[int, ...], batch: int, sizes: tuple[tuple[int, ...], ...], save: bool
+) -> Layout:
+    """The layout for an encoded plan."""
+    return Layout(decode(code), batch, sizes, save)
+
+
+def saved_size(code: Sequence[int], batch: int, sizes: Sequence[int], save: bool) -> int:
+    """`cell_saved_size` for GPUs."""
+    shapes = tuple(tuple(sizes[i : i + 3]) for i in range(0, len(sizes), 3))
+    return layout_of(tuple(code), batch, shapes, save).saved_size

@@ -1,0 +1,22 @@
+"""Triton kernels of the cell; da2s_fast/ops/cell says what is computed, docs/engine.md how.
+
+Inside a cell a tensor is (pixels, channels): all pixels of all images, row by row, the channels of
+a pixel adjacent. A launch works on everything between two barriers at once: its grid has an axis
+of *rows* (`rows`), each a layer or candidate, which say where its tensors are and what to do with
+them. One kernel serves all kernel sizes, dilations and strides that way.
+
+Sums over the batch are taken chunk by chunk: a program sums one chunk of the pixels, tile by tile,
+and whoever needs the sum adds up the chunks in order, in float64. Nothing is added atomically, so
+that results are the same bits from run to run.
+
+| file | kernels |
+| --- | --- |
+| `prepare` | the inputs' preprocessing: convolutions, then states |
+| `forward` | `convolve`, layers and pools with their moments; `mix`, a node |
+| `sums` | the sums of the norms' backward passes |
+| `pull` | from the gradient behind a layer's norm to the one before its product, and weights |
+| `reach` | from there to a state (`reach_states`) or to an inner norm (`reach_inner`) |
+| `prepare_backward` | the preprocessing's gradients |
+| `finish` | gradients of weights, of p and of g, from the chunks' sums |
+| `rows`, `common` | the tables' columns; what the kernels share |
+"""

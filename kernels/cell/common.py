@@ -1,0 +1,179 @@
+"""What the kernels of the cell share: pixels, products over channels, sums over chunks.
+
+A chunk is PIXELS * tiles_per_chunk pixels one after the other; CHUNKS, a power of two, cover a
+batch, the last of them perhaps with fewer pixels or none.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def split(pixel, height, width):
+    """Return image, row and column of pixels."""
+    row = pixel // width
+    return row // height, row % height, pixel % width
+
+
+@triton.jit
+def rectified(values):
+    """Return ReLU; NaN stays NaN."""
+    return tl.where(values <= 0, 0, values)
+
+
+@triton.jit
+def through_relu(gradient, values):
+    """Return the gradient where the values before ReLU are positive or NaN, else 0."""
+    return tl.where(values <= 0, 0, gradient)
+
+
+@triton.jit
+def beats(values, best):
+    """Return where values take the place of the best so far, as in PyTorch's max pools."""
+    return (values > best) | (values != values)  # noqa: PLR0124 - NaN
+
+
+@triton.jit
+def product(left, right, DOT: tl.constexpr, PRECISION: tl.constexpr):
+    """Return the matrix product of (m, k) and (k, n), without tensor shapes where DOT is not."""
+    if DOT:
+        return tl.dot(left, right, input_precision=PRECISION, out_dtype=left.dtype)
+    else:
+        return tl.sum(left[:, :, None] * right[None, :, :], axis=1)
+
+
+@triton.jit
+def load_pixels(base, at, pitch, channel, live, known):
+    """Load (pixels, channels) in the arithmetic's type; 0 where pixel or channel is not there."""
+    return tl.load(
+        base + at[:, None] * pitch + channel[None, :],
+        mask=live[:, None] & known[None, :],
+        other=0.0,
+    )
+
+
+@triton.jit
+def store_pixels(base, at, pitch, channel, live, known, values):
+    """Store (pixels, channels)."""
+    tl.store(
+        base + at[:, None] * pitch + channel[None, :],
+        values,
+        mask=live[:, None] & known[None, :],
+    )
+
+
+@triton.jit
+def chunk_sizes(pixels, tiles_per_chunk, PIXELS: tl.constexpr, CHUNKS: tl.constexpr):
+    """Return how many pixels every chunk has, (CHUNKS,) float64."""
+    before = tl.arange(0, CHUNKS) * (tiles_per_chunk * PIXELS)
+    return tl.minimum(tl.maximum(pixels - before, 0), tiles_per_chunk * PIXELS).to(tl.float64)
+
+
+@triton.jit
+def moments_of_tile(values, live):
+    """Return number of pixels, mean and squared deviations of a tile's channels, in float64.
+
+    Deviations are taken from the tile's own mean: no digits cancel.
+    """
+    count = tl.sum(live.to(tl.int32), axis=0)
+    mean = tl.sum(tl.where(live[:, None], values, 0), axis=0) / count.to(values.dtype)
+    deviation = tl.where(live[:, None], values - mean[None, :], 0)
+    squares = tl.sum(deviation * deviation, axis=0)
+    return count.to(tl.float64), mean.to(tl.float64), squares.to(tl.float64)
+
+
+@triton.jit
+def merge_moments(count, mean, squares, more, its_mean, its_squares):
+    """Return the moments of two sets of values from those of each (Chan et al.)."""
+    total = count + more
+    difference = its_mean - mean
+    # A first set of nothing must not bring 0 * infinity.
+    mean = tl.where(count > 0, mean + difference * (more / total), its_mean)
+    between = tl.where(count > 0, difference * difference * (count * more / total), 0)
+    return total, mean, squares + its_squares + between
+
+
+@triton.jit
+def merged_moments(
+    moments,
+    channel,
+    known,
+    width,
+    pixels,
+    tiles_per_chunk,
+    PIXELS: tl.constexpr,
+    CHUNKS: tl.constexpr,
+):
+    """Return mean and biased variance from the chunks' partial (CHUNKS, 2, width) moments."""
+    size = chunk_sizes(pixels, tiles_per_chunk, PIXELS, CHUNKS)[:, None]
+    at = moments + tl.arange(0, CHUNKS)[:, None] * (2 * width) + channel[None, :]
+    there = (size > 0) & known[None, :]
+    means = tl.load(at, mask=there, other=0.0)
+    squares = tl.load(at + width, mask=there, other=0.0)
+    # Around the first chunk's mean, so that the sum over chunks is one of small numbers.
+    first = tl.load(moments + channel, mask=known, other=0.0)
+    off = tl.where(there, means - first[None, :], 0)
+    shift = tl.sum(size * off, axis=0) / pixels
+    off = tl.where(there, off - shift[None, :], 0)
+    total = tl.sum(squares + size * off * off, axis=0)
+    return first + shift, total / pixels
+
+
+@triton.jit
+def norm(
+    statistics,
+    place,
+    given,
+    moments,
+    channel,
+    known,
+    width,
+    pixels,
+    tiles_per_chunk,
+    writes,
+    EPS: tl.constexpr,
+    PIXELS: tl.constexpr,
+    CHUNKS: tl.constexpr,
+):
+    """Return mean and 1 / sqrt(variance + eps) of a norm.
+
+    Given:
+        statistics: of all norms, means then variances of each.
+        place: where this norm's are.
+        given: whether they are there already; else they are merged from `moments`.
+        moments: partial moments.
+        channel: channels wanted.
+        known: which of them there are.
+        width: channels of the norm.
+        pixels: values per channel.
+        tiles_per_chunk: of the launch that wrote the moments.
+        writes: whether this program writes down what it merged.
+    """
+    at = statistics + place + channel
+    if given:
+        mean = tl.load(at, mask=known, other=0.0)
+        variance = tl.load(at + width, mask=known, other=0.0)
+    else:
+        exact_mean, exact_variance = merged_moments(
+            moments, channel, known, width, pixels, tiles_per_chunk, PIXELS, CHUNKS
+        )
+        # Rounded before use: backward and a second forward read what is written here.
+        mean = exact_mean.to(statistics.dtype.element_ty)
+        variance = exact_variance.to(statistics.dtype.element_ty)
+        if writes:
+            tl.store(at, mean, mask=known)
+            tl.store(at + width, variance, mask=known)
+    return mean, inverse_deviation(variance, EPS)
+
+
+@triton.jit
+def inverse_deviation(variance, EPS: tl.constexpr):
+    """Return 1 / sqrt(variance + eps) in the variance's type."""
+    return (1 / tl.sqrt(variance.to(tl.float64) + EPS)).to(variance.dtype)
+
+
+@triton.jit
+def chunk_sum(partial, channel, known, width, CHUNKS: tl.constexpr):
+    """Return the sum over chunks of (CHUNKS, 2, width) partial sums, float64."""
+    at = partial + tl.arange(0, CHUNKS)[:, None] * (2 * width) + channel[None, :]
+    return tl.sum(tl.load(at, mask=known[None, :], other=0.0).to(tl.float64), axis=0)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
+from da2s_fast.nn.autocast import autocast_dtype, output_dtype
 from da2s_fast.nn.recognize import Recognized
 from da2s_fast.nn.snapshot import Snapshot, children
 from da2s_fast.ops._backend import REFERENCE, choose_backend
@@ -44,7 +45,8 @@ class CellModule(nn.Module):
         """The output by the operator, running statistics moved on; None where it cannot run.
 
         Then the modules have to be run: the operator's reasons are operations that it does not
-        know, hooks, autocast, other devices and types, and arguments that do not fit.
+        know, hooks, other devices and types, and arguments that do not fit. Under autocast the
+        output has the modules' type, and is computed in single precision.
 
         Args:
             inputs: of the cell, (N, C_in, H, W).
@@ -74,12 +76,16 @@ class CellModule(nn.Module):
         buffers = [norm._buffers for norm in found.norms]
         running = [own[name] for own in buffers for name in ("running_mean", "running_var")]
         tracked = [own["num_batches_tracked"] for own in buffers]
+        low = autocast_dtype(inputs)
+        dtype = inputs[-1].dtype if low is None else output_dtype(plan, inputs[-1].dtype, low)
         inputs = list(inputs)
+        if low is not None and any(x.dtype != dtype for x in inputs):
+            inputs = [x.float() for x in inputs]
         reason = (
             _buffer_reason((*running, *tracked))
             or mismatch(inputs, p, g, weights, plan)
             or cpu_reason(inputs, p, g, weights, plan, running, found.frozen)
-            or _dtype_reason(inputs[-1], weights)
+            or (_dtype_reason(inputs[-1], weights) if low is None else None)
         )
         if choose_backend("cell", None, {"cpu": reason}) == REFERENCE:
             return None
@@ -97,7 +103,7 @@ class CellModule(nn.Module):
                 frozen=found.frozen,
                 momentum=found.momentum,
             )
-        return output
+        return output.to(dtype)
 
 
 class _Known:

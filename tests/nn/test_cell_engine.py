@@ -10,7 +10,6 @@ from torch import nn
 from da2s_fast.errors import UserError
 from da2s_fast.nn import MixedOp, Mixture, NasBench201SuperNetwork, use_backend
 from da2s_fast.nn import engine as engine_module
-from da2s_fast.ops import mixed_sum
 from da2s_fast.search.architect import Architect
 from tests.nn.cell_modules import BUILDERS, FEW, build, call, cell, compiled
 from tests.nn.evaluate import assert_close, assert_equal_to_reference, evaluate, to_double
@@ -283,21 +282,6 @@ def test_layouts_of_networks(channels_last):
     network.memory_format = torch.channels_last if channels_last else torch.contiguous_format
     with use_backend("cpu"):
         torch.testing.assert_close(network(images(8).double()), expected, rtol=1e-9, atol=1e-10)
-
-
-def by_layers(module, x, p):
-    """The sum of the candidates as `MixedOp` takes it where the operator cannot run."""
-    outputs, norms = module.candidates(x)
-    return mixed_sum(outputs, p, norms)
-
-
-def test_autocast_runs_the_modules():
-    example = build("mixed op")
-    x, p, _ = example.tensors()
-    with torch.autocast("cpu", torch.bfloat16):
-        with use_backend("cpu"), pytest.raises(UserError, match="autocast"):
-            example.ours(x, p[0])
-        assert torch.equal(example.ours(x, p[0]), by_layers(example.ours, x, p[0]))
 
 
 def test_exported_programs_are_free_of_it():

@@ -9,7 +9,7 @@ import torch
 from da2s_fast.errors import UserError
 from da2s_fast.nn import use_backend
 from da2s_fast.ops.cell.plan import CellPlan
-from tests.ops.cell_cases import FEW, PLANS, compiled, make_case
+from tests.ops.cell_cases import FEW, PLANS, compiled, evaluate, make_case
 
 WRONG = [
     (lambda c: c.inputs.pop(), "inputs of shapes"),
@@ -57,12 +57,13 @@ def test_what_the_compiled_operator_leaves_to_the_reference(change, reason):
 
 
 @compiled
-def test_autocast_is_left_to_the_reference():
-    case = make_case(PLANS["normal"])
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_autocast_changes_nothing(backend):
+    case = make_case(PLANS["normal"], frozen="some")
+    expected = evaluate(case, backend=backend)
     with torch.autocast("cpu", torch.bfloat16):
-        with pytest.raises(UserError, match="autocast"):
-            case(backend="cpu")
-        assert case()[0].dtype == torch.float32
+        found = evaluate(case, backend=backend)
+    assert all(torch.equal(found[key], value) for key, value in expected.items())
 
 
 def test_backends(monkeypatch):

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from da2s_fast.data import ImageData, load_data
 from da2s_fast.ops import discretization_loss
 from da2s_fast.search import SearchSession, SearchSettings
 from da2s_fast.search.control import control
+from tests.nn.cell_modules import compiled
 from tests.search.conftest import TINY, MakeSession
 
 METHODS = ["da2s", "darts", "pc-darts"]
@@ -292,6 +294,19 @@ def test_mixed_precision_stays_near_float32(
         for session in sessions
     ]
     assert moved[1].norm().item() == pytest.approx(moved[0].norm().item(), rel=0.5)
+
+
+@compiled
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_every_cell_is_one_operator(make_session: MakeSession, precision: str) -> None:
+    session = make_session(precision=precision)
+    session.begin_epoch(3)
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        step(session)
+    calls = [event.name for event in seen.events()]
+    for name in ("cell", "cell_backward", "cell_update_running"):
+        assert calls.count(f"da2s_fast::{name}") == 2 * session.settings.cells
+    assert "da2s_fast::mixed_sum" not in calls
 
 
 def test_float16_during_warmup(make_session: MakeSession) -> None:

@@ -60,8 +60,6 @@ def unavailable(x: Tensor) -> str | None:
     """Say why no call with this input can go to the compiled CPU operator: the first question."""
     if not HAS_CPU_KERNEL:
         return "the compiled CPU library is not there (`da2s info` says why)"
-    if torch.is_autocast_enabled("cpu"):
-        return "autocast computes convolutions in a type it does not take"
     return None if x.is_cpu else f"a tensor is on {x.device}"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -37,7 +38,7 @@ def cell(
     cell of DARTS (Liu et al., arXiv 1806.09055, eq. 1 and 2), with the edge weights g of DA2S (Tian
     et al., arXiv 2007.03154) and, for K > 1, the partial channels of PC-DARTS (Xu et al., arXiv
     1907.05737). The BatchNorms are those of a search, without affine. Hooks of modules do not run
-    and running statistics are not touched, see `update_running`.
+    and running statistics are not touched, see `update_running`. Autocast changes nothing.
 
     Args:
         inputs: one per input of the plan, (N, C_in, H, W) of one dtype, any strides. An input that
@@ -137,17 +138,18 @@ def cell_reference(
         for slot in frozen
     }
     slots = range(len(plan.norm_channels))
-    found, norms, _ = reference.forward(
-        plan,
-        [x.to(dtype) for x in inputs],
-        reference.Parameters(
-            [weight.to(dtype) for weight in weights],
-            p.to(dtype),
-            p.new_ones(len(p), dtype=dtype) if g is None else g.to(dtype),
-        ),
-        running=[known.get(slot) for slot in slots],
-        eps=eps,
-    )
+    with _without_autocast(inputs[0].device.type):
+        found, norms, _ = reference.forward(
+            plan,
+            [x.to(dtype) for x in inputs],
+            reference.Parameters(
+                [weight.to(dtype) for weight in weights],
+                p.to(dtype),
+                p.new_ones(len(p), dtype=dtype) if g is None else g.to(dtype),
+            ),
+            running=[known.get(slot) for slot in slots],
+            eps=eps,
+        )
     parts: list[Tensor] = []
     for statistics, channels in zip(norms, plan.norm_channels, strict=True):
         if statistics is None:
@@ -156,6 +158,12 @@ def cell_reference(
             parts += [statistics.mean, statistics.variance]
     output = found.to(inputs[0].dtype).contiguous(memory_format=layout(inputs[0]))
     return output, torch.cat([found.new_zeros(0), *parts]).detach()
+
+
+def _without_autocast(device: str) -> AbstractContextManager:
+    if not torch.amp.is_autocast_available(device):
+        return nullcontext()
+    return torch.autocast(device, enabled=False)
 
 
 def update_running(

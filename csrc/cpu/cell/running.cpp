@@ -50,21 +50,27 @@ void update(const Tensor& running, const T* found, int64_t channels, double mome
   torch::stable::copy_(target, wide);
 }
 
+// A negative momentum stands for the plain average over all batches, as None does in PyTorch.
 void cell_update_running(Tensor statistics, std::vector<Tensor> running,
                          std::vector<Tensor> tracked, Ints frozen, Ints code, Ints counts,
                          double momentum) {
   const Plan plan(code);
   std::vector<bool> wanted = active_norms(plan);
   for (const int64_t slot : frozen) wanted.at(slot) = false;
+  STD_TORCH_CHECK(momentum >= 0 || !tracked.empty(), "an average needs the number of batches");
   const auto run = [&](const auto* found) {
     for (int64_t slot = 0; slot < plan.norm_count; ++slot) {
       if (!wanted[slot]) continue;
       const int64_t channels = plan.norm_channels(slot);
       const auto* mean = found + 2 * plan.norm_offset(slot);
       const double count = static_cast<double>(counts.at(std::min(slot, plan.preprocess_norms())));
-      update(running.at(2 * slot), mean, channels, momentum, 1);
-      update(running.at(2 * slot + 1), mean + channels, channels, momentum, count / (count - 1));
-      if (!tracked.empty()) ++*data<int64_t>(tracked.at(slot));
+      double share = momentum;
+      if (!tracked.empty()) {
+        const int64_t batches = ++*data<int64_t>(tracked.at(slot));
+        if (momentum < 0) share = 1.0 / static_cast<double>(batches);
+      }
+      update(running.at(2 * slot), mean, channels, share, 1);
+      update(running.at(2 * slot + 1), mean + channels, channels, share, count / (count - 1));
     }
   };
   if (statistics.scalar_type() == ScalarType::Double) return run(data<double>(statistics));

@@ -52,7 +52,8 @@ class Recognized(NamedTuple):
     frozen: list[int]
     """Slots of the norms that are in evaluation mode."""
     eps: float
-    momentum: float
+    momentum: float | None
+    """None averages over all batches."""
 
 
 def recognize(
@@ -133,7 +134,6 @@ def recognize(
     )
     convolutions = [module for part in found for module in part.convolutions]
     frozen = [slot for slot, norm in enumerate(norms) if not norm.training]
-    assert momentum is not None
     return Recognized(plan, modules, convolutions, norms, frozen, eps, momentum)
 
 
@@ -266,7 +266,6 @@ def _is_norm(module: nn.Module, channels: int) -> bool:
         and not has_hooks(module)
         and not module.affine
         and module.num_features == channels
-        and module.momentum is not None
         and module.track_running_stats
         and module.running_mean is not None
         and module.running_var is not None

@@ -216,6 +216,28 @@ def test_super_networks_in_training(method):
         torch.testing.assert_close(value, expected[key], rtol=1e-7, atol=1e-9)
 
 
+@every
+def test_statistics_averaged_over_batches(name):
+    """As they are re-estimated: without momentum, anew, one norm some batches ahead."""
+    example = build(name)
+    ours, theirs = example.ours.double(), example.theirs.double()
+    theirs.load_state_dict(ours.state_dict())
+    for module in (ours, theirs):
+        norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None
+        norms[-1].num_batches_tracked.fill_(5)
+    with torch.no_grad():
+        for seed in range(3):
+            tensors = to_double(example.tensors(seed=seed))
+            fused(ours, *tensors)
+            call(theirs, *tensors)
+    expected = dict(theirs.named_buffers())
+    for key, value in ours.named_buffers():
+        torch.testing.assert_close(value, expected[key], rtol=1e-10, atol=1e-10)
+
+
 def test_second_order_search():
     results = []
     for backend in ("cpu", "reference"):

@@ -127,7 +127,7 @@ STOPS = {
         lambda module: module._ops[1]._ops[3].op.insert(1, nn.ReLU6()),
         "unknown or has hooks",
     ),
-    "cumulative averages": (every_norm("momentum", None), "hooks"),
+    "some cumulative averages": (one_norm("momentum", None), "momentum"),
     "one momentum": (one_norm("momentum", 0.3), "momentum"),
     "one eps": (one_norm("eps", 0.3), "eps"),
     "no running statistics": (every_norm("track_running_stats", False), "hooks"),
@@ -217,6 +217,7 @@ GOES_ON = {
     "frozen weights": lambda module: module.requires_grad_(False),
     "one frozen weight": lambda module: weight_of(module, CONV).requires_grad_(False),
     "another momentum": every_norm("momentum", 0.9),
+    "cumulative averages": every_norm("momentum", None),
     "another eps": every_norm("eps", 0.1),
     "another weight": lambda module: setattr(
         module.get_submodule(CONV), "weight", nn.Parameter(torch.randn(4, 1, 3, 3).double())

@@ -206,7 +206,7 @@ def norms_of(case, momentum):
 
 @compiled
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("momentum", [0.1, 0.7, 1.0])
+@pytest.mark.parametrize("momentum", [0.1, 0.7, 1.0, None])
 @pytest.mark.parametrize("name", ["reduction", "after a reduction", "dense", "cut"])
 def test_running_statistics_move_as_those_of_batch_norm(name, momentum, dtype):
     case = make_case(PLANS[name], (3, 5, 4), frozen="some")
@@ -216,6 +216,8 @@ def test_running_statistics_move_as_those_of_batch_norm(name, momentum, dtype):
     norms = [norm.to(dtype) for norm in norms_of(case, momentum)]
     running = [t for norm in norms for t in (norm.running_mean, norm.running_var)]
     tracked = [norm.num_batches_tracked for norm in norms]
+    for slot, count in enumerate(tracked):
+        count.fill_(slot % 4)
     expected = [value.clone().double() for value in running]
     after = 3 * (3 * 2 if plan.reduction else 5 * 4)
     for slot in set(active_slots(plan)) - set(case.frozen):
@@ -224,8 +226,9 @@ def test_running_statistics_move_as_those_of_batch_norm(name, momentum, dtype):
         channels = plan.norm_channels[slot]
         mean, variance = statistics[start : start + 2 * channels].view(2, -1)
         for i, new in ((0, mean), (1, variance * count / (count - 1))):
+            share = 1 / (slot % 4 + 1) if momentum is None else momentum
             old = expected[2 * slot + i]
-            expected[2 * slot + i] = (1 - momentum) * old + momentum * new
+            expected[2 * slot + i] = (1 - share) * old + share * new
     versions = [value._version for value in running]
     update_running(
         statistics, running, tracked, plan, size=(3, 5, 4), frozen=case.frozen, momentum=momentum
@@ -234,7 +237,7 @@ def test_running_statistics_move_as_those_of_batch_norm(name, momentum, dtype):
     for value, wanted in zip(running, expected, strict=True):
         torch.testing.assert_close(value.double(), wanted, rtol=4 * unit, atol=4 * unit)
     moved = [slot in set(active_slots(plan)) - set(case.frozen) for slot in range(len(norms))]
-    assert [int(count) for count in tracked] == [int(m) for m in moved]
+    assert [int(count) for count in tracked] == [slot % 4 + m for slot, m in enumerate(moved)]
     assert all(value._version > before for value, before in zip(running, versions, strict=True))
 
 

@@ -174,7 +174,7 @@ def update_running(
     *,
     size: Sequence[int],
     frozen: Sequence[int] = (),
-    momentum: float = 0.1,
+    momentum: float | None = 0.1,
 ) -> None:
     """Move running statistics towards those of a batch, as training BatchNorms do.
 
@@ -185,17 +185,24 @@ def update_running(
     Args:
         statistics: the second result of `cell`.
         running: mean and variance by norm slot, changed in place.
-        tracked: ``num_batches_tracked`` by slot, increased in place; may be empty.
+        tracked: ``num_batches_tracked`` by slot, increased in place; may be empty where there is a
+            momentum.
         plan: of the cell.
         size: (N, H, W) of the cell's last input.
         frozen: as for `cell`.
-        momentum: of all norms.
+        momentum: of all norms; None stands for 1 / tracked, the plain average over all batches.
     """
     counts = list(values_per_channel(plan, size))
     code = list(plan.code)
     with torch.no_grad():
         torch.ops.da2s_fast.cell_update_running(
-            statistics, running, tracked, list(frozen), code, counts, momentum
+            statistics,
+            running,
+            tracked,
+            list(frozen),
+            code,
+            counts,
+            -1.0 if momentum is None else momentum,
         )
     if not torch.compiler.is_compiling():
         # What autograd saved of them elsewhere has changed: let it notice.

@@ -36,7 +36,8 @@ _BACKWARD = define_operator(
     "Tensor statistics, Tensor saved, int[] frozen, int[] plan, float eps, bool save, "
     "bool[] mask) -> (Tensor[] inputs, Tensor p, Tensor g, Tensor weights)"
 )
-# counts: values per channel of every preprocessing norm, then of the edges' norms.
+# counts: values per channel of every preprocessing norm, then of the edges' norms. A negative
+# momentum is 1 / tracked.
 _UPDATE = define_operator(
     "cell_update_running(Tensor statistics, Tensor(a!)[] running, Tensor(b!)[] tracked, "
     "int[] frozen, int[] plan, int[] counts, float momentum) -> ()"

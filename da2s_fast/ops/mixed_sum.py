@@ -23,14 +23,15 @@ from da2s_fast.ops._backend import (
     has_kernel,
     refuse_double_backward,
 )
+from da2s_fast.ops._triton import register_triton, triton_reason
 
 Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 
 # How an input is normalized: not at all, by the statistics of the batch, by running statistics.
-_NONE, _BATCH, _RUNNING = range(3)
+NONE, BATCH, RUNNING = range(3)
 
 # mean and variance (biased) have one row of C for every normalized input, in order; running
-# statistics come, in order, for the inputs of mode _RUNNING. weights are float64 for float64
+# statistics come, in order, for the inputs of mode RUNNING. weights are float64 for float64
 # inputs and float32 for all others.
 _FORWARD = define_operator(
     "mixed_sum(Tensor[] inputs, Tensor weights, Tensor[] running_means, Tensor[] running_vars, "
@@ -43,7 +44,12 @@ _BACKWARD = define_operator(
     "-> (Tensor[] grad_inputs, Tensor grad_weights)"
 )
 _HAS_CPU_KERNEL = has_kernel(_FORWARD, "cpu")
-_CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+for _operator in ("mixed_sum", "mixed_sum_backward"):
+    register_triton(_operator, "da2s_fast.ops.mixed_sum_triton")
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+# The parameters of a kernel have room for pointers to so many and their gradients, and its code,
+# whose loops are unrolled, is still compiled in seconds.
+_MOST_TRITON_INPUTS = 64
 
 
 def mixed_sum(
@@ -65,7 +71,8 @@ def mixed_sum(
         weights: (K,), floating point.
         norms: for every input None or the BatchNorm *without affine* that would normalize it, in
             its own mode (training or evaluation), with its momentum, eps and buffers.
-        backend: "cpu" (compiled), "reference" (plain PyTorch) or None for the best that can run.
+        backend: "cpu" (compiled), "triton" (CUDA tensors, up to 64 inputs), "reference" (plain
+            PyTorch) or None for the best that can run.
 
     Returns:
         The sum, of the inputs' shape and of the dtype that the expression above has in PyTorch
@@ -79,7 +86,10 @@ def mixed_sum(
     """
     inputs, norms = list(inputs), list(norms) if norms is not None else [None] * len(inputs)
     _check(inputs, weights, norms)
-    reasons = {"cpu": _cpu_reason(inputs, weights, norms)}
+    reasons = {
+        "cpu": _cpu_reason(inputs, weights, norms),
+        "triton": _triton_reason(inputs, weights, norms),
+    }
     if choose_backend("mixed_sum", backend, reasons) == REFERENCE:
         return mixed_sum_reference(inputs, weights, norms)
     return _fused(inputs, weights, norms)
@@ -139,7 +149,7 @@ def _check_norm(k: int, norm: Norm, y: Tensor) -> None:
         raise UserError(
             f"inputs[{k}] has {y.shape[1]} channels, but norms[{k}] is for {norm.num_features}"
         )
-    if _mode(norm) == _BATCH and _values_per_channel(y) == 1:
+    if _mode(norm) == BATCH and _values_per_channel(y) == 1:
         raise ValueError(
             f"Expected more than 1 value per channel when training, got input size {y.size()}"
         )
@@ -151,9 +161,9 @@ def _values_per_channel(y: Tensor) -> int:
 
 def _mode(norm: Norm | None) -> int:
     if norm is None:
-        return _NONE
+        return NONE
     has_buffers = norm.running_mean is not None or norm.running_var is not None
-    return _RUNNING if has_buffers and not norm.training else _BATCH
+    return RUNNING if has_buffers and not norm.training else BATCH
 
 
 def _accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -171,7 +181,22 @@ def _cpu_reason(inputs: list[Tensor], weights: Tensor, norms: list[Norm | None])
     for tensor in (*inputs, weights):
         if tensor.device.type != "cpu":
             return f"a tensor is on {tensor.device}"
-        if tensor.dtype not in _CPU_DTYPES:
+    return _fused_reason(inputs, weights, norms)
+
+
+def _triton_reason(inputs: list[Tensor], weights: Tensor, norms: list[Norm | None]) -> str | None:
+    """Say why the Triton kernels cannot run; None where they can."""
+    if len(inputs) > _MOST_TRITON_INPUTS:
+        return f"it takes up to {_MOST_TRITON_INPUTS} inputs, not {len(inputs)}"
+    buffers = (norm.running_mean for norm in norms if norm is not None)
+    reason = triton_reason(*inputs, weights, *(b for b in buffers if b is not None))
+    return reason or _fused_reason(inputs, weights, norms)
+
+
+def _fused_reason(inputs: list[Tensor], weights: Tensor, norms: list[Norm | None]) -> str | None:
+    """Say what all fused operators leave to the reference; None where there is nothing."""
+    for tensor in (*inputs, weights):
+        if tensor.dtype not in _DTYPES:
             return f"a tensor is {tensor.dtype}"
     if inputs[0].numel() == 0:
         return "the inputs are empty"
@@ -189,7 +214,7 @@ def _fused(inputs: list[Tensor], weights: Tensor, norms: list[Norm | None]) -> T
     dtype = _sum_dtype(inputs)
     accumulation = _accumulation_dtype(dtype)
     modes = [_mode(norm) for norm in norms]
-    running = [n for n, mode in zip(norms, modes, strict=True) if n and mode == _RUNNING]
+    running = [n for n, mode in zip(norms, modes, strict=True) if n and mode == RUNNING]
     output, mean, variance = torch.ops.da2s_fast.mixed_sum(
         [y.to(dtype) for y in inputs],
         weights.to(accumulation),
@@ -202,7 +227,7 @@ def _fused(inputs: list[Tensor], weights: Tensor, norms: list[Norm | None]) -> T
     for norm, mode in zip(norms, modes, strict=True):
         if norm is None:
             continue
-        if mode == _BATCH and norm.training and norm.track_running_stats:
+        if mode == BATCH and norm.training and norm.track_running_stats:
             count = _values_per_channel(inputs[0])
             unbiased = variance[row] * (count / (count - 1))
             _update_running_statistics(norm, mean[row], unbiased)
@@ -224,14 +249,18 @@ def _update_running_statistics(norm: Norm, mean: Tensor, variance: Tensor) -> No
             buffer.lerp_(value.to(buffer.dtype), batches.to(buffer.dtype).reciprocal())
 
 
-def _empty_in_layout_of(first: Tensor, like: Tensor) -> Tensor:
-    """Allocate what the kernels return: channels_last where the first input is, else contiguous."""
-    channels_last = (
+def is_channels_last(first: Tensor) -> bool:
+    """Tell whether the kernels compute in channels_last, as the first input is."""
+    return (
         first.dim() == 4
         and not first.is_contiguous()
         and first.is_contiguous(memory_format=torch.channels_last)
     )
-    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+
+
+def empty_in_layout_of(first: Tensor, like: Tensor) -> Tensor:
+    """Allocate what the kernels return: channels_last where the first input is, else contiguous."""
+    memory_format = torch.channels_last if is_channels_last(first) else torch.contiguous_format
     return torch.empty_like(like, memory_format=memory_format)
 
 
@@ -244,10 +273,10 @@ def _fake_forward(  # noqa: PLR0917 - the schema's arguments
     modes: list[int],
     eps: list[float],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    rows = sum(mode != _NONE for mode in modes)
+    rows = sum(mode != NONE for mode in modes)
     columns = inputs[0].shape[1] if rows else 0
     mean, variance = (weights.new_empty((rows, columns)) for _ in range(2))
-    return _empty_in_layout_of(inputs[0], inputs[0]), mean, variance
+    return empty_in_layout_of(inputs[0], inputs[0]), mean, variance
 
 
 @torch.library.register_fake(_BACKWARD, lib=LIBRARY)
@@ -263,7 +292,7 @@ def _fake_backward(  # noqa: PLR0917 - the schema's arguments
     weights_mask: bool,
 ) -> tuple[list[Tensor], Tensor]:
     wanted = [y for y, needed in zip(inputs, input_mask, strict=True) if needed]
-    grad_inputs = [_empty_in_layout_of(inputs[0], y) for y in wanted]
+    grad_inputs = [empty_in_layout_of(inputs[0], y) for y in wanted]
     return grad_inputs, weights.new_empty((len(inputs) if weights_mask else 0,))
 
 
@@ -278,7 +307,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 def _backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]:
     weights, mean, variance, *ys = ctx.saved_tensors
     input_mask, weights_mask, *_ = ctx.needs_input_grad
-    constants = [None] * ctx.modes.count(_RUNNING), [None] * ctx.modes.count(_RUNNING), None, None
+    constants = [None] * ctx.modes.count(RUNNING), [None] * ctx.modes.count(RUNNING), None, None
     if grad is None:
         return [None] * len(ys), None, *constants
     grads, grad_weights = torch.ops.da2s_fast.mixed_sum_backward(

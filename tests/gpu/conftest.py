@@ -73,19 +73,17 @@ def executed(architecture: int) -> Iterator[None]:
 
 
 @pytest.fixture
-def plant(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[ModuleType, str, str], None]:
+def plant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Return what gives a driver's module kernels in which one text is replaced by another."""
 
-    def plant(driver: ModuleType, old: str, new: str) -> None:
-        source = Path(driver.kernels.__file__).read_text()
+    def plant(driver: ModuleType, old: str, new: str, name: str = "kernels") -> None:
+        source = Path(getattr(driver, name).__file__).read_text()
         assert source.count(old) == 1, f"{old!r} is {source.count(old)} times in the kernels"
         path = tmp_path / "planted.py"  # a file, because Triton reads kernels from theirs
         path.write_text(source.replace(old, new))
         spec = importlib.util.spec_from_file_location("planted", path)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        monkeypatch.setattr(driver, "kernels", module)
+        monkeypatch.setattr(driver, name, module)
 
     return plant

@@ -13,6 +13,7 @@ void Backward<T>::run(const T* saved) {
   Arena given(const_cast<T*>(saved)), arena(memory.data());
   lay_out(given, arena);
   for (int64_t slot = 0; slot < plan_.norm_count; ++slot) this->expand_norm(slot, statistics_);
+  if (!in_.save) restore_inputs();
   for (int64_t s = plan_.states() - 1; s >= 0; --s) {
     complete(s);
     if (s == 0) break;
@@ -22,6 +23,17 @@ void Backward<T>::run(const T* saved) {
   }
   for (int64_t i = 0; i < plan_.inputs; ++i)
     if (wanted_state(i)) preprocess_back(i);
+}
+
+template <class T>
+void Backward<T>::restore_inputs() {
+  for (int64_t input = 0; input < plan_.inputs; ++input)
+    this->for_blocks(Loop::preprocess, [&](const GroupBlock& block, const Scratch<T>& scratch) {
+      for (int64_t group = block.begin; group < block.end; ++group) {
+        if (!plan_.preprocess[input].empty()) this->preprocess_features(input, group, scratch);
+        this->finish_input(input, group);
+      }
+    });
 }
 
 template <class T>
@@ -66,25 +78,20 @@ void Backward<T>::lay_out(Arena& saved, Arena& workspace) {
     most = std::max(most, weights);
   }
   // Gradients at inner norms live from a bundle's second stage to its third: all bundles use the
-  // same memory.
+  // same memory. What was computed again makes room for them: last features have been read by then.
   size_t used = workspace.used();
   for (size_t s = 0; s < sums_.size(); ++s) {
     Arena own = workspace;
     for (size_t e = 0; e < sums_[s].size(); ++e)
       for (size_t k = 0; k < sums_[s][e].candidates.size(); ++k)
-        if (this->bundles_[s].edges[e].candidates[k].layers.size() > 1)
-          sums_[s][e].candidates[k].inner = own.take<T>(images_.groups * this->z_elements());
+        if (const auto& run = this->bundles_[s].edges[e].candidates[k]; run.layers.size() > 1)
+          sums_[s][e].candidates[k].inner =
+              in_.save ? own.take<T>(images_.groups * this->z_elements()) : run.features[1];
     used = std::max(used, own.used());
     if (kWatched) workspace = own;
   }
   workspace.template take<char>(used - workspace.used());
-  layers_.clear();
-  for (int64_t i = 0; i < plan_.inputs; ++i)
-    for (const Layer& layer : plan_.preprocess[i]) {
-      layers_.emplace_back(layer, in_.inputs[i].size, images_.per_group, layer.border());
-      layers_.back().pack(in_.weights, true, workspace);
-      most = std::max(most, layers_.back().sums());
-    }
+  for (const PackedLayer<T>& layer : this->preprocess_) most = std::max(most, layer.sums());
   state_sums_ = norm_sums(plan_.channels, workspace);
   zeros_ = workspace.template take<T>(this->state_lanes());
   weights_per_chunk_ = wanted_.weights ? most : 0;
@@ -111,7 +118,7 @@ int64_t Backward<T>::weight_count(int64_t s) const {
 template <class T>
 void Backward<T>::complete(int64_t s) {
   const Bundle<T>& bundle = this->bundles_[s];
-  this->for_blocks(true, [&](const GroupBlock& block, const Scratch<T>& scratch) {
+  this->for_blocks(Loop::backward, [&](const GroupBlock& block, const Scratch<T>& scratch) {
     if (bundle.twice && wanted_state(s)) third_stage_back(bundle, block, scratch);
     if (s >= plan_.inputs) complete_node(s, block, scratch);
     if (s == 0) return;

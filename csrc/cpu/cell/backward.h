@@ -57,12 +57,16 @@ class Backward : public CellPass<T> {
   using CellPass<T>::plan_;
   using CellPass<T>::images_;
   using CellPass<T>::in_;
+  using typename CellPass<T>::Loop;
 
   bool wanted_state(int64_t s) const {
     if (s >= plan_.inputs) return true;
     return wanted_.inputs[s] || (wanted_.weights && !plan_.preprocess[s].empty()) ||
            (wanted_.weights && !this->bundles_[s].edges.empty());
   }
+
+  // The states of the inputs, computed again.
+  void restore_inputs();
 
   NormSums<T> norm_sums(int64_t channels, Arena& arena);
   void lay_out(Arena& saved, Arena& workspace);
@@ -206,7 +210,6 @@ class Backward : public CellPass<T> {
   std::vector<std::vector<EdgeSums<T>>> sums_;  // by source state, as the bundles' edges
   std::vector<T*> gradients_;                   // of the states, all groups
   std::vector<ChannelSums> node_sums_;          // sum of a node's gradient
-  std::vector<PackedLayer<T>> layers_;          // of the preprocessing, by norm slot
   NormSums<T> state_sums_;
   T* zeros_ = nullptr;
   double* weight_sums_ = nullptr;

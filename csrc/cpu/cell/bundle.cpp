@@ -78,8 +78,16 @@ CellPass<T>::CellPass(const CellArguments<T>& arguments)
 template <class T>
 void CellPass<T>::lay_out(Arena& saved, Arena& workspace, bool backward) {
   states_.clear();
-  for (int64_t s = 0; s < plan_.states(); ++s)
-    states_.push_back(saved.take<T>(images_.groups * elements(s)));
+  for (int64_t s = 0; s < plan_.states(); ++s) {
+    Arena& arena = in_.save || s >= plan_.inputs ? saved : workspace;
+    states_.push_back(arena.template take<T>(images_.groups * elements(s)));
+  }
+  preprocess_.clear();
+  for (int64_t i = 0; i < plan_.inputs; ++i)
+    for (const Layer& layer : plan_.preprocess[i]) {
+      preprocess_.emplace_back(layer, in_.inputs[i].size, images_.per_group, layer.border());
+      preprocess_.back().pack(in_.weights, backward, workspace);
+    }
   const int64_t numbers = plan_.norm_offset(plan_.norm_count) * images_.per_group;
   mean_ = workspace.take<T>(numbers);
   rstd_ = workspace.take<T>(numbers);
@@ -152,11 +160,12 @@ int64_t CellPass<T>::block_groups() const {
 }
 
 template <class T>
-Scratch<T> CellPass<T>::make_scratch(bool backward) const {
+Scratch<T> CellPass<T>::make_scratch(Loop loop) const {
   const int64_t block = std::min(block_groups(), images_.groups);
-  // Preprocessing has wider inputs, in the place of everything else that has a border.
+  const bool backward = loop == Loop::backward || loop == Loop::preprocess_back;
+  const bool preprocess = loop == Loop::preprocess || loop == Loop::preprocess_back;
   int64_t wide = 0, lanes = state_lanes();
-  for (size_t i = 0; i < in_.inputs.size(); ++i)
+  for (size_t i = 0; preprocess && i < in_.inputs.size(); ++i)
     for (const Layer& layer : plan_.preprocess[i]) {
       const PackedLayer<T> packed(layer, in_.inputs[i].size, images_.per_group, layer.border());
       wide = std::max(wide, packed.padded());
@@ -172,7 +181,8 @@ Scratch<T> CellPass<T>::make_scratch(bool backward) const {
     }
     const size_t bordered = arena.used();
     scratch.middle = arena.take<T>(std::max(z_elements(), before_.pixels() * state_lanes()));
-    scratch.lanes = arena.take<double>(std::max<int64_t>(2, plan_.operations) * lanes);
+    scratch.lanes = arena.take<double>(
+        std::max({int64_t{2}, plan_.operations, static_cast<int64_t>(plan_.edges.size())}) * lanes);
     scratch.scale = arena.take<T>(lanes);
     if (backward) {
       scratch.gradient = arena.take<T>(z_elements());
@@ -289,6 +299,24 @@ Grid<const T> CellPass<T>::bypass_of(const Bundle<T>& bundle, int64_t group, T* 
   const Grid<T> to{pooled, after_.width * rest_lanes(), rest_lanes()};
   DA2S_SIMD_CALL(max_pool<T>, rest, size_of(bundle.source), 2, 2, 0, rest_lanes(), to, after_);
   return to;
+}
+
+template <class T>
+void CellPass<T>::preprocess_features(int64_t input, int64_t group,
+                                      const Scratch<T>& scratch) const {
+  const PackedLayer<T>& layer = preprocess_[plan_.preprocess[input][0].norm];
+  const Grid<T> x = layer.inside(scratch.input);
+  import_images(in_.inputs[input], group, true, 0, layer.layer().in_channels, x);
+  layer.forward(x, scratch.middle, state(input, group).data);
+}
+
+template <class T>
+void CellPass<T>::finish_input(int64_t input, int64_t group) const {
+  const Grid<T> x = state(input, group);
+  if (plan_.preprocess[input].empty())
+    return import_images(in_.inputs[input], group, false, 0, plan_.channels, x);
+  const int64_t slot = plan_.preprocess[input][0].norm;
+  DA2S_SIMD_CALL(normalize<T>, x, before_, state_lanes(), rstd(slot), mean(slot), false, x);
 }
 
 template <class T>

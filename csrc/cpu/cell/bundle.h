@@ -96,7 +96,7 @@ struct Scratch {
   T* pool_gradients;  // of a block
   T* bypass;          // a group's pooled bypass, and its gradient
   T* bypass_gradient;
-  double* lanes;  // 2 for every lane
+  double* lanes;  // for every lane 2, one per candidate of an edge or one per edge of a bundle
   T* scale;       // 1 for every lane
 };
 
@@ -105,7 +105,8 @@ class CellPass {
  public:
   explicit CellPass(const CellArguments<T>& arguments);
 
-  // Numbers that live as long as the backward pass may come.
+  // Numbers that live as long as the backward pass may come: states and, if asked to save, what
+  // bundles compute of them. Without, states of inputs are computed again, too.
   static int64_t saved_size(const Plan& plan, int64_t batch, const std::vector<Size>& sizes,
                             bool save);
 
@@ -138,10 +139,13 @@ class CellPass {
   void expand_norm(int64_t slot, const T* statistics);
 
   int64_t block_groups() const;
-  Scratch<T> make_scratch(bool backward) const;
+  // What a loop over the blocks does, which says how much memory it takes. Preprocessing has wider
+  // inputs than all else.
+  enum class Loop { forward, backward, preprocess, preprocess_back };
+  Scratch<T> make_scratch(Loop loop) const;
   template <class Work>
-  void for_blocks(bool backward, Work work) const {
-    for_each_block(images_, block_groups(), [&] { return make_scratch(backward); }, work);
+  void for_blocks(Loop loop, Work work) const {
+    for_each_block(images_, block_groups(), [&] { return make_scratch(loop); }, work);
   }
 
   // Every candidate with at least so many layers, on every group of a block.
@@ -186,6 +190,11 @@ class CellPass {
     return made;
   }
 
+  // Features of an input before their norm, in the place of the state that they become.
+  void preprocess_features(int64_t input, int64_t group, const Scratch<T>& scratch) const;
+  // The state: these features normalized, or the input itself.
+  void finish_input(int64_t input, int64_t group) const;
+
   // The two forward stages of a bundle; they add to moments if asked.
   void first_stage(const Bundle<T>& bundle, const GroupBlock& block, const Scratch<T>& scratch,
                    bool moments) const;
@@ -197,7 +206,8 @@ class CellPass {
   Images images_;
   Size before_, after_;
   int64_t border_;
-  std::vector<Bundle<T>> bundles_;  // by source state
+  std::vector<Bundle<T>> bundles_;          // by source state
+  std::vector<PackedLayer<T>> preprocess_;  // by norm slot
   std::vector<T*> states_;
   T* mean_ = nullptr;
   T* rstd_ = nullptr;

@@ -9,13 +9,13 @@ template <class T>
 void Backward<T>::second_stage_back(int64_t s) {
   const Bundle<T>& bundle = this->bundles_[s];
   const int64_t weights = weight_count(s);
-  this->for_blocks(true, [&](const GroupBlock& block, const Scratch<T>& scratch) {
+  this->for_blocks(Loop::backward, [&](const GroupBlock& block, const Scratch<T>& scratch) {
     clear_weights(block, weights);
     this->fill_input(bundle, block, scratch);
     begin_gradient(bundle, block);
     if (layers_back(bundle, block, scratch)) relu_back(bundle, block, scratch, false);
     plain_back(bundle, block, scratch);
-    if (this->rest_lanes()) bypass_back(bundle, block, scratch);
+    if (this->rest_lanes() && !bundle.edges.empty()) bypass_back(bundle, block, scratch);
   });
   if (!bundle.twice) return;
   for (size_t e = 0; e < bundle.edges.size(); ++e)
@@ -176,25 +176,25 @@ void Backward<T>::bypass_back(const Bundle<T>& bundle, const GroupBlock& block,
                               const Scratch<T>& scratch) {
   const int64_t rest = this->rest_lanes();
   const bool pooled = plan_.stride(bundle.source) > 1;
+  std::vector<Weighed<T>> parts;
   for (int64_t group = block.begin; group < block.end; ++group) {
     Grid<T> dx = gradient(bundle.source, group);
     dx.data += this->mixed_lanes();
-    Grid<T> sum = dx;
-    if (pooled) {
-      sum = {scratch.bypass_gradient, this->after_.width * rest, rest};
-      std::memset(sum.data, 0, this->after_.pixels() * rest * sizeof(T));
-    }
-    const Grid<const T> bypass = this->bypass_of(bundle, group, scratch.bypass);
+    const Grid<T> pooled_dx{scratch.bypass_gradient, this->after_.width * rest, rest};
+    const Grid<T> sum = pooled ? pooled_dx : dx;
+    parts.clear();
     for (size_t e = 0; e < bundle.edges.size(); ++e) {
       const Edge& edge = *bundle.edges[e].edge;
       Grid<T> g = gradient(edge.target, group);
       g.data += this->mixed_lanes();
-      add_product(sums_[bundle.source][e].bypass, g, bypass, nullptr, this->after_, block, group,
-                  scratch);
-      std::fill_n(scratch.scale, rest, static_cast<T>(in_.g[edge.row]));
-      const Mixed<T> part{g, scratch.scale, nullptr};
-      DA2S_SIMD_CALL(mix<T>, &part, 1, this->after_, rest, pooled || e > 0, sum);
+      parts.push_back({g, static_cast<T>(in_.g[edge.row]),
+                       begin_sums(sums_[bundle.source][e].bypass, block, group,
+                                  scratch.lanes + static_cast<int64_t>(e) * rest)});
     }
+    DA2S_SIMD_CALL(weighed_gradient<T>, this->bypass_of(bundle, group, scratch.bypass),
+                   parts.data(), static_cast<int64_t>(parts.size()), this->after_, rest, sum);
+    for (size_t e = 0; e < parts.size(); ++e)
+      finish_sums(sums_[bundle.source][e].bypass, block, group, parts[e].products);
     if (!pooled) continue;
     Grid<T> x = this->state(bundle.source, group);
     x.data += this->mixed_lanes();

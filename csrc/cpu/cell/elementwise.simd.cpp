@@ -33,6 +33,27 @@ DA2S_INLINE void for_rows(int64_t height, int64_t lanes, Run run) {
     for (int64_t lane = 0; lane < lanes; lane += kLanes<T>) run(y, lane);
 }
 
+// Adds to out if it is not the first to write there.
+template <int Count, class T>
+DA2S_INLINE void weigh(Grid<const T> x, const Weighed<T>* parts, bool first, Size size,
+                       int64_t lanes, Grid<T> out) {
+  for_grid_runs<T>(size, lanes, [=](int64_t lane, int64_t y, int64_t begin, int64_t pixels) {
+    Vector<T> sum[Count] = {};
+    for (int64_t i = begin; i < begin + pixels; ++i) {
+      const Vector<T> value = read(x.at(y, i).data + lane);
+      T* to = out.at(y, i).data + lane;
+      Vector<T> total = first ? Vector<T>{} : read(to);
+      for (int j = 0; j < Count; ++j) {
+        const Vector<T> g = read(parts[j].g.at(y, i).data + lane);
+        sum[j] += g * value;
+        total += splat(parts[j].factor) * g;
+      }
+      write(to, total);
+    }
+    for (int j = 0; j < Count; ++j) add_to<T>(parts[j].products + lane, sum[j]);
+  });
+}
+
 }  // namespace
 
 int64_t vector_bytes() { return kVectorBytes; }
@@ -88,6 +109,27 @@ void lane_products(Grid<const T> g, const Factor<T>* factors, int64_t count, Siz
       add_to<T>(factor->products + lane, sum[0] + sum[1]);
     }
   });
+}
+
+template <class T>
+void weighed_gradient(Grid<const T> x, const Weighed<T>* parts, int64_t count, Size size,
+                      int64_t lanes, Grid<T> out) {
+  for (int64_t part = 0; part < count; part += 4) {
+    const bool first = part == 0;
+    switch (count - part) {
+      case 1:
+        weigh<1, T>(x, parts + part, first, size, lanes, out);
+        break;
+      case 2:
+        weigh<2, T>(x, parts + part, first, size, lanes, out);
+        break;
+      case 3:
+        weigh<3, T>(x, parts + part, first, size, lanes, out);
+        break;
+      default:
+        weigh<4, T>(x, parts + part, first, size, lanes, out);
+    }
+  }
 }
 
 template <class T>
@@ -171,6 +213,8 @@ void add(Grid<const T> in, Size size, int64_t lanes, Grid<T> out) {
   template void moments(const T*, int64_t, int64_t, const T*, double*, double*);                 \
   template void lane_sums(Grid<const T>, int64_t, int64_t, double*);                             \
   template void lane_products(Grid<const T>, const Factor<T>*, int64_t, Size, int64_t);          \
+  template void weighed_gradient(Grid<const T>, const Weighed<T>*, int64_t, Size, int64_t,       \
+                                 Grid<T>);                                                       \
   template void mix(const Mixed<T>*, int64_t, Size, int64_t, bool, Grid<T>);                     \
   template void norm_gradient(Grid<const T>, const T*, int64_t, int64_t, const NormGradient<T>&, \
                               T*);                                                               \

@@ -32,7 +32,7 @@ class Forward : public CellPass<T> {
       if (!plan_.preprocess[i].empty()) preprocess(i);
     for (int64_t s = 0; s < plan_.states(); ++s) {
       const Bundle<T>& bundle = this->bundles_[s];
-      this->for_blocks(false, [&](const GroupBlock& block, const Scratch<T>& scratch) {
+      this->for_blocks(Loop::forward, [&](const GroupBlock& block, const Scratch<T>& scratch) {
         if (s < plan_.inputs) input_state(s, block);
         if (s > 0) mix(this->bundles_[s - 1], block);
         if (pooled_[s]) pool_bypass(bundle, block);
@@ -41,7 +41,7 @@ class Forward : public CellPass<T> {
       });
       finish_norms(bundle, 0);
       if (bundle.twice) {
-        this->for_blocks(false, [&](const GroupBlock& block, const Scratch<T>& scratch) {
+        this->for_blocks(Loop::forward, [&](const GroupBlock& block, const Scratch<T>& scratch) {
           this->second_stage(bundle, block, scratch, true);
         });
         finish_norms(bundle, 1);
@@ -54,6 +54,7 @@ class Forward : public CellPass<T> {
   using CellPass<T>::plan_;
   using CellPass<T>::images_;
   using CellPass<T>::in_;
+  using typename CellPass<T>::Loop;
 
   void lay_out(Arena& saved, Arena& workspace) {
     CellPass<T>::lay_out(saved, workspace, false);
@@ -63,43 +64,26 @@ class Forward : public CellPass<T> {
       if (plan_.reduction && this->rest_lanes())
         pooled_[s] =
             workspace.template take<T>(images_.groups * this->after_.pixels() * this->rest_lanes());
-    layers_.clear();
     moments_.clear();
-    for (int64_t i = 0; i < plan_.inputs; ++i)
-      for (const Layer& layer : plan_.preprocess[i]) {
-        layers_.emplace_back(layer, in_.inputs[i].size, images_.per_group, layer.border());
-        layers_.back().pack(in_.weights, false, workspace);
-        moments_.emplace_back(plan_.channels, images_, workspace);
-      }
+    for (size_t i = 0; i < this->preprocess_.size(); ++i)
+      moments_.emplace_back(plan_.channels, images_, workspace);
   }
 
-  // Features of an input, in the place of the state that they become.
+  // Up to the barrier: an input's features and the sums of their norm.
   void preprocess(int64_t input) {
     const int64_t slot = plan_.preprocess[input][0].norm;
-    const PackedLayer<T>& layer = layers_[slot];
-    this->for_blocks(false, [&](const GroupBlock& block, const Scratch<T>& scratch) {
+    this->for_blocks(Loop::preprocess, [&](const GroupBlock& block, const Scratch<T>& scratch) {
       for (int64_t group = block.begin; group < block.end; ++group) {
-        const Grid<T> x = layer.inside(scratch.input);
-        this->import_images(in_.inputs[input], group, true, 0, layer.layer().in_channels, x);
-        T* z = this->state(input, group).data;
-        layer.forward(x, scratch.middle, z);
-        moments_[slot].add(images_, block.chunk, group, z, this->before_.pixels(), scratch.lanes);
+        this->preprocess_features(input, group, scratch);
+        moments_[slot].add(images_, block.chunk, group, this->state(input, group).data,
+                           this->before_.pixels(), scratch.lanes);
       }
     });
     finish_norm(slot, moments_[slot], this->before_);
   }
 
   void input_state(int64_t s, const GroupBlock& block) {
-    for (int64_t group = block.begin; group < block.end; ++group) {
-      const Grid<T> state = this->state(s, group);
-      if (plan_.preprocess[s].empty()) {
-        this->import_images(in_.inputs[s], group, false, 0, plan_.channels, state);
-        continue;
-      }
-      const int64_t slot = plan_.preprocess[s][0].norm;
-      DA2S_SIMD_CALL(normalize<T>, state, this->before_, this->state_lanes(), this->rstd(slot),
-                     this->mean(slot), false, state);
-    }
+    for (int64_t group = block.begin; group < block.end; ++group) this->finish_input(s, group);
   }
 
   // Adds what the edges of a bundle mix into their nodes; the first to reach a node writes there.
@@ -193,11 +177,10 @@ class Forward : public CellPass<T> {
 
   const Outer& output_;
   T* statistics_;
-  std::vector<int64_t> first_edges_;    // into every state, by row; -1 without any
-  T* bypass_scales_ = nullptr;          // g of every edge, for every lane
-  std::vector<T*> pooled_;              // bypasses of reduced inputs, by state
-  std::vector<PackedLayer<T>> layers_;  // of the preprocessing, by norm slot
-  std::vector<Moments<T>> moments_;
+  std::vector<int64_t> first_edges_;  // into every state, by row; -1 without any
+  T* bypass_scales_ = nullptr;        // g of every edge, for every lane
+  std::vector<T*> pooled_;            // bypasses of reduced inputs, by state
+  std::vector<Moments<T>> moments_;   // of the preprocessing, by norm slot
 };
 
 }  // namespace

@@ -89,6 +89,14 @@ struct Factor {
   double* products;  // per lane, added to
 };
 
+// The gradient of a sum that a tensor went into with a factor; its products with the tensor.
+template <class T>
+struct Weighed {
+  Grid<const T> g;
+  T factor;
+  double* products;  // per lane, added to
+};
+
 // How one image of a tensor (N, C, H, W) lies in memory, in elements.
 struct ImageStrides {
   int64_t channel, row, pixel;
@@ -123,6 +131,9 @@ template <class T> void lane_sums(Grid<const T> g, int64_t pixels, int64_t lanes
 // Every factor's products with g.
 template <class T> void lane_products(Grid<const T> g, const Factor<T>* factors, int64_t count,
                                       Size size, int64_t lanes);
+// out = sum over parts of factor * g, and every part's products with x.
+template <class T> void weighed_gradient(Grid<const T> x, const Weighed<T>* parts, int64_t count,
+                                         Size size, int64_t lanes, Grid<T> out);
 // out = sum over parts, or out += that.
 template <class T> void mix(const Mixed<T>* parts, int64_t count, Size size, int64_t lanes,
                             bool add, Grid<T> out);

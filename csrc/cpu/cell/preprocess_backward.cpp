@@ -10,7 +10,7 @@ void Backward<T>::preprocess_back(int64_t input) {
   const Outer* outer = wanted_.inputs[input];
   if (plan_.preprocess[input].empty()) {
     if (!outer) return;
-    this->for_blocks(true, [&](const GroupBlock& block, const Scratch<T>&) {
+    this->for_blocks(Loop::preprocess_back, [&](const GroupBlock& block, const Scratch<T>&) {
       for (int64_t group = block.begin; group < block.end; ++group)
         this->export_images(gradient(input, group), group, 0, plan_.channels, *outer);
     });
@@ -18,10 +18,10 @@ void Backward<T>::preprocess_back(int64_t input) {
   }
   const int64_t slot = plan_.preprocess[input][0].norm;
   sum_state(input, slot);
-  const PackedLayer<T>& layer = layers_[slot];
+  const PackedLayer<T>& layer = this->preprocess_[slot];
   const Size size = layer.in_size();
   const int64_t channels = layer.layer().in_channels;
-  this->for_blocks(true, [&](const GroupBlock& block, const Scratch<T>& scratch) {
+  this->for_blocks(Loop::preprocess_back, [&](const GroupBlock& block, const Scratch<T>& scratch) {
     clear_weights(block, layer.sums());
     for (int64_t group = block.begin; group < block.end; ++group) {
       DA2S_SIMD_CALL(norm_gradient<T>, gradient(input, group), this->state(input, group).data,
@@ -45,7 +45,7 @@ void Backward<T>::preprocess_back(int64_t input) {
 template <class T>
 void Backward<T>::sum_state(int64_t input, int64_t slot) {
   const Size size = this->before_;
-  this->for_blocks(true, [&](const GroupBlock& block, const Scratch<T>& scratch) {
+  this->for_blocks(Loop::backward, [&](const GroupBlock& block, const Scratch<T>& scratch) {
     for (int64_t group = block.begin; group < block.end; ++group) {
       const Grid<T> g = gradient(input, group);
       add_gradient(state_sums_.gradient, g, size, block, group, scratch);

@@ -113,7 +113,7 @@ def stages(
         plan: the cell.
         batch: N.
         inputs: sizes of the cell's inputs, one or two.
-        memory: recompute adds the forward stages of every bundle to its backward.
+        memory: recompute adds the preprocessing and the forward stages of every bundle.
         element: bytes per number.
     """
     count = _Counter(plan, batch, inputs, element)
@@ -121,7 +121,8 @@ def stages(
     raw = sum(size.channels * size.height * size.width for size in prepared)
     ready = len(prepared) * plan.channels * count.before
     macs = sum(count.preprocess_macs(position) for position in range(plan.inputs))
-    found = [count.stage("preprocess", macs, raw + ready)]
+    preprocess = count.stage("preprocess", macs, raw + ready)
+    found = [preprocess]
     forward: dict[int, list[Stage]] = {}
     backward: list[Stage] = []
     for state in plan.states:
@@ -159,9 +160,15 @@ def stages(
         ]
         if memory == "recompute":
             again = forward[state][::-1]
-            backward += [s._replace(name=f"{s.name}, recomputed") for s in again]
+            backward += map(_recomputed, again)
     backward.insert(0, count.stage("preprocess backward", 2 * macs, 2 * raw + 2 * ready))
+    if memory == "recompute":
+        backward.append(_recomputed(preprocess))
     return found + backward[::-1]
+
+
+def _recomputed(stage: Stage) -> Stage:
+    return stage._replace(name=f"{stage.name}, recomputed")
 
 
 def _node(plan: CellPlan, count: _Counter, state: int) -> Stage:

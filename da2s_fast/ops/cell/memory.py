@@ -12,7 +12,7 @@ import torch
 from da2s_fast.errors import UserError
 
 MemoryChoice = Literal["auto", "save", "recompute"]
-"""save: keep every z for the backward pass, the fastest. recompute: keep the states only and
+"""save: keep every z for the backward pass, the fastest. recompute: keep the nodes only and
 compute the rest again. auto: save where that leaves a quarter of the memory free, asked at every
 call; a graph that was compiled keeps the answer of its compilation. The numbers are the same."""
 

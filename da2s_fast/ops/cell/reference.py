@@ -46,8 +46,8 @@ from da2s_fast.ops.cell.norm import (
 from da2s_fast.ops.cell.plan import CellPlan
 
 Memory = Literal["save", "recompute"]
-"""save: keep every z for the backward pass. recompute: keep the states and the statistics, and
-compute each bundle's z again when its backward comes."""
+"""save: keep every z for the backward pass. recompute: keep the nodes and the statistics, compute
+the states of the inputs again, and each bundle's z when its backward comes."""
 
 
 @dataclass
@@ -55,7 +55,7 @@ class Saved:
     """What the backward pass needs of the forward pass."""
 
     inputs: Sequence[Tensor]
-    states: list[Tensor]
+    nodes: list[Tensor]
     norms: Norms
     preprocessed: dict[int, Tensor] | None = None
     bundles: dict[int, Bundle] | None = None
@@ -96,12 +96,11 @@ def forward(
     """
     weights = parameters.weights
     norms: Norms = list(running) if running is not None else [None] * len(plan.norm_channels)
-    preprocessed = {i: _preprocess(plan, i, inputs[i], weights) for i in plan.preprocess_norms}
-    states = list(inputs)
+    preprocessed = _preprocessed(plan, inputs, weights)
     for position, z in preprocessed.items():
         slot = plan.preprocess_norms[position]
         norms[slot] = norms[slot] or batch_statistics(z, eps)
-        states[position] = normalized(z, known(norms, slot))
+    states = _input_states(plan, inputs, preprocessed, norms)
     done: dict[int, Bundle] = {}
     for state in plan.states:
         if state >= plan.inputs:
@@ -109,7 +108,7 @@ def forward(
         if plan.bundle(state):
             done[state] = bundles.forward(plan, state, states[state], weights, norms, eps)
     output = torch.cat(states[-plan.outputs :], 1)
-    saved = Saved(inputs, states, norms)
+    saved = Saved(inputs, states[plan.inputs :], norms)
     if memory == "save":
         saved.preprocessed, saved.bundles = preprocessed, done
     return output, norms, saved
@@ -127,18 +126,22 @@ def backward(
     }
     outputs = plan.states[-plan.outputs :]
     parts = dict(zip(outputs, gradient.split(plan.channels, 1), strict=True))
+    preprocessed = saved.preprocessed
+    if preprocessed is None:
+        preprocessed = _preprocessed(plan, saved.inputs, weights)
+    states = [*_input_states(plan, saved.inputs, preprocessed, saved.norms), *saved.nodes]
     node_gradients: dict[int, Tensor] = {}
     input_gradients: dict[int, Tensor] = {}
     found: dict[int, Tensor] = {}
     grad_p, grad_g = torch.zeros_like(p), torch.zeros_like(g)
     for state in reversed(plan.states):
-        total = parts.get(state, torch.zeros_like(saved.states[state]))
+        total = parts.get(state, torch.zeros_like(states[state]))
         if plan.bundle(state):
             # Recompute: the bundle's forward stages once more, with the statistics known.
             bundle = (
                 saved.bundles[state]
                 if saved.bundles is not None
-                else bundles.forward(plan, state, saved.states[state], weights, saved.norms)
+                else bundles.forward(plan, state, states[state], weights, saved.norms)
             )
             step = BundleBackward(plan, bundle, weights, saved.norms)
             step.run(scale, g, node_gradients)
@@ -155,7 +158,9 @@ def backward(
         elif plan.preprocess[state] == "identity":
             input_gradients[state] = total
         else:
-            input_gradients[state], grads = _preprocess_backward(plan, state, total, saved, weights)
+            input_gradients[state], grads = _preprocess_backward(
+                plan, state, total, preprocessed[state], saved, weights
+            )
             found |= grads
     return (
         [input_gradients[position] for position in range(plan.inputs)],
@@ -168,21 +173,38 @@ def backward(
     )
 
 
+def _preprocessed(
+    plan: CellPlan, inputs: Sequence[Tensor], weights: Sequence[Tensor]
+) -> dict[int, Tensor]:
+    """By input, z of those that are preprocessed."""
+    return {i: _preprocess(plan, i, inputs[i], weights) for i in plan.preprocess_norms}
+
+
+def _input_states(
+    plan: CellPlan, inputs: Sequence[Tensor], preprocessed: dict[int, Tensor], norms: Norms
+) -> list[Tensor]:
+    states = list(inputs)
+    for position, z in preprocessed.items():
+        states[position] = normalized(z, known(norms, plan.preprocess_norms[position]))
+    return states
+
+
 def _preprocess(plan: CellPlan, position: int, x: Tensor, weights: Sequence[Tensor]) -> Tensor:
     first, *second = weights[plan.preprocess_weights(position)]
     relu = x.relu()
     return factorized_reduce(relu, first, *second) if second else pointwise(relu, first)
 
 
-def _preprocess_backward(
-    plan: CellPlan, position: int, gradient: Tensor, saved: Saved, weights: Sequence[Tensor]
+def _preprocess_backward(  # noqa: PLR0917 - the cell and the input, then the tensors
+    plan: CellPlan,
+    position: int,
+    gradient: Tensor,
+    z: Tensor,
+    saved: Saved,
+    weights: Sequence[Tensor],
 ) -> tuple[Tensor, dict[int, Tensor]]:
     """dL/dinput and dL/dweights; a barrier lies between the sums and the rest."""
     x = saved.inputs[position]
-    if saved.preprocessed is None:
-        z = _preprocess(plan, position, x, weights)
-    else:
-        z = saved.preprocessed[position]
     statistics = known(saved.norms, plan.preprocess_norms[position])
     dz = input_gradient(gradient, z, statistics, gradient_sums(gradient, z, statistics))
     slot = plan.preprocess_weights(position)

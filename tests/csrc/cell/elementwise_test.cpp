@@ -1,4 +1,6 @@
 // Norms, mixing and sums of a cell against plain loops.
+#include <list>
+
 #include "pixels.h"
 
 namespace da2s_fast::test {
@@ -87,6 +89,36 @@ void check_sums(Case<T>& c) {
   }
 }
 
+// Up to five parts, more than one pass of the kernel takes; what was in out must not matter.
+template <class T>
+void check_weighed(Case<T>& c) {
+  for (int64_t count = 1; count <= 5; ++count) {
+    std::list<Buffer<double>> products;
+    std::vector<Weighed<T>> parts;
+    for (int64_t i = 0; i < count; ++i) {
+      products.emplace_back(c.lanes, 0.5);
+      parts.push_back(
+          {(i % 2 ? c.apart : c.g).grid(), static_cast<T>(i - 1.5), products.back().data()});
+    }
+    c.check(
+        c.out,
+        [&](int64_t y, int64_t x, int64_t lane, Sum& sum) {
+          for (int64_t i = 0; i < count; ++i)
+            sum.add((i - 1.5) * (i % 2 ? c.apart : c.g).at(y, x, lane));
+        },
+        [&] {
+          DA2S_SIMD_CALL(weighed_gradient<T>, c.z.grid(), parts.data(), count, kSize, c.lanes,
+                         c.out.grid());
+        });
+    for (int64_t i = 0; const Buffer<double>& found : products) {
+      const Pixels<T>& g = i++ % 2 ? c.apart : c.g;
+      c.check_lanes(found, [&](int64_t y, int64_t x, int64_t lane) {
+        return static_cast<double>(g.at(y, x, lane)) * c.z.at(y, x, lane);
+      });
+    }
+  }
+}
+
 template <class T>
 void check_maps(Case<T>& c) {
   const auto scaled = [&](const Pixels<T>& z, int64_t y, int64_t x, int64_t lane, Sum& sum) {
@@ -160,6 +192,7 @@ void check_type() {
   for (const int64_t vectors : {1, 3}) {
     Case<T> given(vectors);
     check_sums(given);
+    check_weighed(given);
     check_maps(given);
   }
 }

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tests.gpu.ptx import access, atomics, convert, exchange, floating, integer
+from tests.gpu.ptx import access, atomics, convert, copies, exchange, floating, integer, matrix
 from tests.gpu.ptx.errors import KernelFault
 from tests.gpu.ptx.operands import At, Step
 from tests.gpu.ptx.parse import Instruction, Name
@@ -23,7 +23,9 @@ _DECODERS = {
     **access.DECODERS,
     **atomics.DECODERS,
     **convert.DECODERS,
+    **copies.DECODERS,
     **exchange.DECODERS,
+    **matrix.DECODERS,
 }
 
 

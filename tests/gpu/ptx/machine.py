@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from tests.gpu.ptx.copies import Copies
 from tests.gpu.ptx.errors import DivergentBarrier, KernelFault, NoProgress
 from tests.gpu.ptx.memory import GlobalMemory, LocalMemory, SharedMemory
 from tests.gpu.ptx.meter import Counts
@@ -104,7 +105,7 @@ class Machine:
         addresses |= memory.add_variables(kernel)
         self.registers = Registers(kernel, lanes, self.special, addresses)
         self.carry = np.zeros(lanes, np.bool_)
-        self.commit: Any = None  # state of asynchronous copies, see copies.py
+        self.copies = Copies(self, lanes)
         self.current = 0
         self.program = [self._decode(i) for i in kernel.instructions]
 
@@ -186,7 +187,7 @@ class Machine:
             self.special[f"%ctaid.{name}"][:lanes] = value
         self.shared.reset()
         self.local.reset()
-        self.commit = None
+        self.copies.reset()
         try:
             _Schedule(self, slice(0, lanes)).run()
         except KernelFault as fault:

@@ -93,8 +93,7 @@ class Counts:
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
         self._edges = [0] * (len(kernel.instructions) + 1)
-        self.traffic: dict[int, Traffic] = {}
-        self._bytes = [0] * len(kernel.instructions)
+        self.traffic: dict[tuple[int, bool], Traffic] = {}  # by instruction, and whether shared
 
     def issued(self, first: int, end: int, warps: int) -> None:
         """Warps have executed the instructions from `first` up to before `end`."""
@@ -115,16 +114,16 @@ class Counts:
         sectors = addresses >> np.asarray(5, addresses.dtype)
         instructions, different = _per_warp(at, sectors)
         extra = max(1, width // 32)
-        self.traffic.setdefault(instruction.index, Traffic())
-        self.traffic[instruction.index] += Traffic(
+        self.traffic.setdefault((instruction.index, False), Traffic())
+        self.traffic[instruction.index, False] += Traffic(
             instructions, addresses.size, different * extra, addresses.size * width
         )
 
     def shared(self, instruction: Instruction, at: At, offsets: Array, width: int) -> None:
         """Lanes `at` access `width` bytes each of shared memory."""
         instructions, passes, least = _bank_passes(at, offsets, width)
-        self.traffic.setdefault(instruction.index, Traffic())
-        self.traffic[instruction.index] += Traffic(
+        self.traffic.setdefault((instruction.index, True), Traffic())
+        self.traffic[instruction.index, True] += Traffic(
             instructions, offsets.size, 0, offsets.size * width, passes - least
         )
 
@@ -224,9 +223,11 @@ class Meter:
 def read_counts(counts: Counts, meter: Meter) -> Meter:
     """A meter with the counts of one launch."""
     traffic: dict[tuple[str, int], Traffic] = {}
-    for index, found in counts.traffic.items():
+    for (index, shared), found in counts.traffic.items():
         instruction = counts.kernel.instructions[index]
         name = classify(instruction)
+        if shared and name == "cp.async":
+            name = "st.shared"
         if instruction.opcode[0] in ("atom", "red"):
             name = ".".join(instruction.opcode)
         key = (name, found.bytes // max(1, found.lanes))

@@ -16,6 +16,12 @@ def split(pixel, height, width):
 
 
 @triton.jit
+def place_of(field):
+    """Load from a table where a tensor begins: a multiple of 32, so that reads can be wide."""
+    return tl.multiple_of(tl.load(field), 32)
+
+
+@triton.jit
 def rectified(values):
     """Return ReLU; NaN stays NaN."""
     return tl.where(values <= 0, 0, values)
@@ -34,12 +40,24 @@ def beats(values, best):
 
 
 @triton.jit
+def times(left, right):
+    """Return products for tl.sum, each rounded by itself; both of one shape.
+
+    Compilers fuse a multiplication with the addition behind it, the first of a sum's. Threads that
+    hold copies of one sum would then each have another product unrounded in it, and end with
+    different last bits. This multiplication is fused already.
+    """
+    return tl.fma(left, right, tl.zeros(left.shape, left.dtype))
+
+
+@triton.jit
 def product(left, right, DOT: tl.constexpr, PRECISION: tl.constexpr):
     """Return the matrix product of (m, k) and (k, n), without tensor shapes where DOT is not."""
     if DOT:
         return tl.dot(left, right, input_precision=PRECISION, out_dtype=left.dtype)
     else:
-        return tl.sum(left[:, :, None] * right[None, :, :], axis=1)
+        left, right = tl.broadcast(left[:, :, None], right[None, :, :])
+        return tl.sum(times(left, right), axis=1)
 
 
 @triton.jit
@@ -78,7 +96,7 @@ def moments_of_tile(values, live):
     count = tl.sum(live.to(tl.int32), axis=0)
     mean = tl.sum(tl.where(live[:, None], values, 0), axis=0) / count.to(values.dtype)
     deviation = tl.where(live[:, None], values - mean[None, :], 0)
-    squares = tl.sum(deviation * deviation, axis=0)
+    squares = tl.sum(times(deviation, deviation), axis=0)
     return count.to(tl.float64), mean.to(tl.float64), squares.to(tl.float64)
 
 
@@ -113,8 +131,9 @@ def merged_moments(
     # Around the first chunk's mean, so that the sum over chunks is one of small numbers.
     first = tl.load(moments + channel, mask=known, other=0.0)
     off = tl.where(there, means - first[None, :], 0)
-    shift = tl.sum(size * off, axis=0) / pixels
+    shift = tl.sum(times(tl.broadcast_to(size, off.shape), off), axis=0) / pixels
     off = tl.where(there, off - shift[None, :], 0)
+    # Not of products, but of fused sums: nothing is left to fuse.
     total = tl.sum(squares + size * off * off, axis=0)
     return first + shift, total / pixels
 

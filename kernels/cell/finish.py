@@ -8,7 +8,7 @@ mixture_gradients: grid (edges). From sum G (z - mean) of every candidate follow
 import triton
 import triton.language as tl
 
-from da2s_fast.kernels.cell.common import chunk_sum, inverse_deviation
+from da2s_fast.kernels.cell.common import chunk_sum, inverse_deviation, times
 from da2s_fast.kernels.cell.rows import (
     BYPASS,
     COLUMN,
@@ -79,7 +79,7 @@ def mixture_gradients(
                 part = chunk_sum(sums + tl.load(row + SUMS) + channels, c, own, channels, CHUNKS)
                 if place >= 0:
                     variance = tl.load(statistics + place + channels + c, mask=own, other=0.0)
-                    part = part * inverse_deviation(variance, EPS).to(tl.float64)
+                    part = times(part, inverse_deviation(variance, EPS).to(tl.float64))
                 products += tl.sum(tl.where(own, part, 0), axis=0)
             if tl.load(row + KIND) == BYPASS:
                 past += products
@@ -87,7 +87,7 @@ def mixture_gradients(
                 here = column == tl.load(row + OPERATION)
                 found += tl.where(here, products, 0)
     if to_g is not None:
-        own = tl.sum(tl.where(there, p * found, 0), axis=0) + past
+        own = tl.sum(times(tl.where(there, p, 0), found), axis=0) + past
         tl.store(to_g + edge, own.to(to_g.dtype.element_ty))
     if to_p is not None:
         if g_weights is not None:

@@ -20,6 +20,7 @@ from da2s_fast.kernels.cell.common import (
     merge_moments,
     moments_of_tile,
     norm,
+    place_of,
     product,
     rectified,
     split,
@@ -28,7 +29,6 @@ from da2s_fast.kernels.cell.common import (
 from da2s_fast.kernels.cell.rows import (
     AVERAGE,
     BYPASS,
-    CIN,
     COLUMN,
     COUT,
     DILATION,
@@ -46,7 +46,6 @@ from da2s_fast.kernels.cell.rows import (
     NOTHING,
     OPERATION,
     PADDING,
-    PITCH,
     POSITION,
     PRODUCT,
     SEPARABLE,
@@ -66,6 +65,18 @@ def tap_values(x, pitch, n, y, c_x, height, width, live, channel, known):
     inside = live & (y >= 0) & (y < height) & (c_x >= 0) & (c_x < width)
     at = (n.to(tl.int64) * height + y) * width + c_x
     return load_pixels(x, at, pitch, channel, inside, known), inside
+
+
+@triton.jit
+def columns_of(row, channels, HALVES: tl.constexpr):
+    """Return how many channels of z a row has and the first; all where no row has half of them."""
+    if HALVES:
+        cout = tl.load(row + COUT).to(tl.int32)
+        column = tl.load(row + COLUMN).to(tl.int32)
+    else:
+        cout = channels
+        column = 0
+    return cout, column
 
 
 @triton.jit
@@ -90,7 +101,7 @@ def pooled(x, pitch, n, y, c_x, height, width, live, channel, known, AVERAGES: t
     result = zero if AVERAGES else zero - float("inf")
     winner = zero - 1
     count = tl.zeros((n.shape[0],), tl.int32)
-    for tap in tl.static_range(9):
+    for tap in range(0, 9):
         values, inside = tap_values(
             x, pitch, n, y - 1 + tap // 3, c_x - 1 + tap % 3, height, width, live, channel, known
         )
@@ -108,6 +119,32 @@ def pooled(x, pitch, n, y, c_x, height, width, live, channel, known, AVERAGES: t
 
 
 @triton.jit
+def inner_norm(
+    row,
+    statistics,
+    moments,
+    c,
+    known,
+    channels,
+    pixels,
+    tiles_per_chunk,
+    KNOWN: tl.constexpr,
+    EPS: tl.constexpr,
+    PIXELS: tl.constexpr,
+    CHUNKS: tl.constexpr,
+):
+    """Return mean and 1 / deviation of the norm in front of a second layer.
+
+    The program of the first chunk and block of outputs writes them down.
+    """
+    return norm(
+        statistics, tl.load(row + INNER), KNOWN or tl.load(row + INNER_FROZEN) != 0,
+        moments + tl.load(row + INNER_MOMENTS), c, known, channels, pixels, tiles_per_chunk,
+        (tl.program_id(0) == 0) & (tl.program_id(2) == 0), EPS, PIXELS, CHUNKS,
+    )  # fmt: skip
+
+
+@triton.jit
 def convolve(
     table,
     source,
@@ -119,7 +156,9 @@ def convolve(
     height,
     width,
     channels,
+    pitch,
     tiles_per_chunk,
+    HALVES: tl.constexpr,
     SECOND: tl.constexpr,
     KNOWN: tl.constexpr,
     EPS: tl.constexpr,
@@ -142,27 +181,26 @@ def convolve(
         height: of the output.
         width: of the output.
         channels: that candidates see.
+        pitch: channels of the input, all of them.
         tiles_per_chunk: of output pixels.
+        HALVES: whether FactorizedReduce is among the rows, with a row for each half of z.
         SECOND: second layers of separable convolutions, which normalize their input.
         KNOWN: all statistics are known, nobody needs the moments.
     """
     chunk = tl.program_id(0)
     row = table + tl.program_id(1) * LAYER
     kind = tl.load(row + KIND)
-    x_base = source + tl.load(row + SOURCE)
-    pitch = tl.load(row + PITCH)
+    x_base = source + place_of(row + SOURCE)
     in_height = tl.load(row + HEIGHT).to(tl.int32)
     in_width = tl.load(row + WIDTH).to(tl.int32)
     stride = tl.load(row + STRIDE).to(tl.int32)
     dilation = tl.load(row + DILATION).to(tl.int32)
     kernel = tl.load(row + KERNEL).to(tl.int32)
     padding = tl.load(row + PADDING).to(tl.int32)
-    cin = tl.load(row + CIN).to(tl.int32)
-    cout = tl.load(row + COUT).to(tl.int32)
-    column = tl.load(row + COLUMN).to(tl.int32)
+    cout, column = columns_of(row, channels, HALVES)
     spatial = weights + tl.load(row + SPATIAL)
     w = weights + tl.load(row + PRODUCT)
-    z_base = z + tl.load(row + Z)
+    z_base = z + place_of(row + Z)
     dtype = z.dtype.element_ty
     taps = kernel * kernel
     out = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
@@ -170,6 +208,14 @@ def convolve(
     count = tl.zeros((), tl.float64)
     mean = tl.zeros((BLOCK,), tl.float64)
     squares = tl.zeros((BLOCK,), tl.float64)
+    first_mean = tl.zeros((BLOCK,), dtype)
+    first_rstd = first_mean
+    if SECOND:
+        c = tl.arange(0, BLOCK)
+        first_mean, first_rstd = inner_norm(
+            row, statistics, moments, c, c < channels, channels, pixels, tiles_per_chunk, KNOWN,
+            EPS, PIXELS, CHUNKS,
+        )  # fmt: skip
     first = chunk * tiles_per_chunk
     last = tl.minimum(first + tiles_per_chunk, tl.cdiv(pixels, PIXELS))
     for tile in range(first, last):
@@ -182,7 +228,7 @@ def convolve(
                 x_base, pitch, n, y * stride, x * stride, in_height, in_width, live, out,
                 out_known, False,
             )  # fmt: skip
-            position = z + tl.load(row + POSITION)
+            position = z + place_of(row + POSITION)
             store_pixels(position, p.to(tl.int64), channels, out, live, out_known, winner)
         elif kind == AVERAGE:
             total, _ = pooled(
@@ -190,21 +236,15 @@ def convolve(
                 out_known, True,
             )  # fmt: skip
         else:
-            for block in range(0, tl.cdiv(cin, BLOCK)):
+            for block in range(0, tl.cdiv(channels, BLOCK)):
                 c = block * BLOCK + tl.arange(0, BLOCK)
-                known = c < cin
-                if SECOND:
-                    # The program of the first chunk and block of outputs writes them down.
-                    its_mean, rstd = norm(
-                        statistics, tl.load(row + INNER),
-                        KNOWN or tl.load(row + INNER_FROZEN) != 0,
-                        moments + tl.load(row + INNER_MOMENTS), c, known, channels, pixels,
-                        tiles_per_chunk, (chunk == 0) & (tl.program_id(2) == 0), EPS, PIXELS,
-                        CHUNKS,
+                known = c < channels
+                its_mean, rstd = first_mean, first_rstd
+                if SECOND and block > 0:
+                    its_mean, rstd = inner_norm(
+                        row, statistics, moments, c, known, channels, pixels, tiles_per_chunk,
+                        KNOWN, EPS, PIXELS, CHUNKS,
                     )  # fmt: skip
-                else:
-                    its_mean = tl.zeros((BLOCK,), dtype)
-                    rstd = its_mean
                 between = tl.zeros((PIXELS, BLOCK), dtype)
                 for tap in range(0, taps):
                     values = layer_input(
@@ -217,14 +257,14 @@ def convolve(
                         between += values * factor[None, :]
                     else:
                         share = tl.load(
-                            w + (out[None, :] * cin + c[:, None]) * taps + tap,
+                            w + (out[None, :] * channels + c[:, None]) * taps + tap,
                             mask=known[:, None] & out_known[None, :],
                             other=0.0,
                         )
                         total += product(values, share, DOT, PRECISION)
                 if kind == SEPARABLE:
                     share = tl.load(
-                        w + out[None, :] * cin + c[:, None],
+                        w + out[None, :] * channels + c[:, None],
                         mask=known[:, None] & out_known[None, :],
                         other=0.0,
                     )
@@ -240,30 +280,32 @@ def convolve(
 
 
 @triton.jit
-def candidate(row, states, z, n, y, x, p, live, channel, known, pixels, height, width, channels):
+def candidate(
+    row, states, z, n, y, x, p, live, channel, known, channels, pitch, HALVES: tl.constexpr
+):
     """Load a candidate's value before its norm, (pixels, channels); 0 where it has no channels."""
     kind = tl.load(row + KIND)
-    column = tl.load(row + COLUMN).to(tl.int32)
-    known = known & (channel >= column) & (channel < column + tl.load(row + COUT).to(tl.int32))
+    if HALVES:
+        cout, column = columns_of(row, channels, HALVES)
+        known = known & (channel >= column) & (channel < column + cout)
     if (kind == SKIP) | (kind == NOTHING):
         stride = tl.load(row + STRIDE).to(tl.int32)
         values, _ = tap_values(
-            states + tl.load(row + SOURCE), tl.load(row + PITCH), n, y * stride, x * stride,
+            states + place_of(row + SOURCE), pitch, n, y * stride, x * stride,
             tl.load(row + HEIGHT).to(tl.int32), tl.load(row + WIDTH).to(tl.int32), live, channel,
             known,
         )  # fmt: skip
         if kind == NOTHING:
             values = values * 0
     else:
-        values = load_pixels(z + tl.load(row + Z), p.to(tl.int64), channels, channel, live, known)
+        values = load_pixels(z + place_of(row + Z), p.to(tl.int64), channels, channel, live, known)
     return values, known
 
 
 @triton.jit
-def bypassed(row, states, n, y, x, live, channel, known):
+def bypassed(row, states, n, y, x, live, channel, known, pitch):
     """Load what goes past the candidates: the state's pixel, or the maximum of 2x2 at stride 2."""
-    base = states + tl.load(row + SOURCE)
-    pitch = tl.load(row + PITCH)
+    base = states + place_of(row + SOURCE)
     height = tl.load(row + HEIGHT).to(tl.int32)
     width = tl.load(row + WIDTH).to(tl.int32)
     stride = tl.load(row + STRIDE).to(tl.int32)
@@ -301,6 +343,7 @@ def mix(
     channels,
     tiles_per_chunk,
     SHUFFLED: tl.constexpr,
+    HALVES: tl.constexpr,
     HAS_OUTPUT: tl.constexpr,
     KNOWN: tl.constexpr,
     EPS: tl.constexpr,
@@ -330,6 +373,7 @@ def mix(
         channels: that candidates see.
         tiles_per_chunk: of the launches that wrote the moments, tiles of CHUNK_PIXELS.
         SHUFFLED: K.
+        HALVES: as for `convolve`.
     """
     p = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
     live = p < pixels
@@ -354,13 +398,27 @@ def mix(
             else:
                 scale = tl.full((), 1, dtype)
             if (kind == BYPASS) & (part > 0):
-                total += scale * bypassed(row, states, n, y, x, live, part * channels + c, known)
+                total += scale * bypassed(
+                    row, states, n, y, x, live, part * channels + c, known, channels * SHUFFLED
+                )
             if (kind != BYPASS) & (part == 0):
                 scale = scale * tl.load(
                     p_weights + edge * operations + tl.load(row + OPERATION)
                 ).to(dtype)
                 values, own = candidate(
-                    row, states, z, n, y, x, p, live, c, known, pixels, height, width, channels
+                    row,
+                    states,
+                    z,
+                    n,
+                    y,
+                    x,
+                    p,
+                    live,
+                    c,
+                    known,
+                    channels,
+                    channels * SHUFFLED,
+                    HALVES,
                 )
                 place = tl.load(row + STATISTICS)
                 if place >= 0:

@@ -17,6 +17,7 @@ from da2s_fast.kernels.cell.common import (
     merge_moments,
     moments_of_tile,
     norm,
+    place_of,
     product,
     rectified,
     split,
@@ -112,7 +113,7 @@ def prepare(
     position = tl.load(row + PART_POSITION)
     column = tl.load(row + PART_COLUMN).to(tl.int32)
     w = weights + tl.load(row + PART_PRODUCT)
-    z = scratch + tl.load(row + PART_Z)
+    z = scratch + place_of(row + PART_Z)
     moment = moments + tl.load(row + PART_MOMENTS) + chunk * 2 * channels
     dtype = scratch.dtype.element_ty
     out = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
@@ -170,7 +171,7 @@ def settle(
     """Write the input states."""
     row = table + tl.program_id(1) * PART
     place = tl.load(row + PART_STATISTICS)
-    to = states + tl.load(row + PART_STATE)
+    to = states + place_of(row + PART_STATE)
     dtype = states.dtype.element_ty
     p = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
     live = p < pixels
@@ -186,6 +187,6 @@ def settle(
             moments + tl.load(row + PART_MOMENTS), c, known, channels, pixels, tiles_per_chunk,
             tl.program_id(0) == 0, EPS, PIXELS, CHUNKS,
         )  # fmt: skip
-        z = load_pixels(scratch + tl.load(row + PART_Z), p.to(tl.int64), channels, c, live, known)
+        z = load_pixels(scratch + place_of(row + PART_Z), p.to(tl.int64), channels, c, live, known)
         values = (z - mean[None, :]) * rstd[None, :]
     store_pixels(to, p.to(tl.int64), channels, c, live, known, values)

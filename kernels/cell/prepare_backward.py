@@ -17,6 +17,7 @@ from da2s_fast.kernels.cell.common import (
     chunk_sum,
     inverse_deviation,
     load_pixels,
+    place_of,
     product,
     rectified,
     split,
@@ -68,8 +69,8 @@ def behind_product(
     shift = (chunk_sum(partial, out, own, channels, CHUNKS) / pixels).to(dtype)
     slope = (chunk_sum(partial + channels, out, own, channels, CHUNKS) / pixels).to(dtype)
     return before_norm(
-        load_pixels(gradients + tl.load(row + PART_GRADIENT), at, channels, out, live, own),
-        load_pixels(states + tl.load(row + PART_STATE), at, channels, out, live, own),
+        load_pixels(gradients + place_of(row + PART_GRADIENT), at, channels, out, live, own),
+        load_pixels(states + place_of(row + PART_STATE), at, channels, out, live, own),
         live, own, rstd, tl.zeros((out.shape[0],), dtype), shift, slope, given,
     )  # fmt: skip
 

@@ -22,15 +22,14 @@ from da2s_fast.kernels.cell.common import (
     chunk_sum,
     inverse_deviation,
     load_pixels,
+    place_of,
     product,
     split,
     store_pixels,
+    times,
 )
-from da2s_fast.kernels.cell.forward import layer_input
+from da2s_fast.kernels.cell.forward import columns_of, layer_input
 from da2s_fast.kernels.cell.rows import (
-    CIN,
-    COLUMN,
-    COUT,
     DENSE,
     DILATION,
     EDGE,
@@ -44,7 +43,6 @@ from da2s_fast.kernels.cell.rows import (
     LAYER,
     OPERATION,
     PADDING,
-    PITCH,
     PRODUCT,
     REACHED,
     SEPARABLE,
@@ -133,8 +131,11 @@ def pull(
     height,
     width,
     channels,
+    pitch,
     weight_count,
     tiles_per_chunk,
+    SHUFFLED: tl.constexpr,
+    HALVES: tl.constexpr,
     SECOND: tl.constexpr,
     WEIGHTS: tl.constexpr,
     EPS: tl.constexpr,
@@ -163,6 +164,9 @@ def pull(
         height: of the output.
         width: of the output.
         channels: that candidates see.
+        pitch: channels of the layers' input, all of them.
+        SHUFFLED: K.
+        HALVES: whether FactorizedReduce is among the rows, with a row for each half of z.
         SECOND: second layers of separable convolutions.
         WEIGHTS: whether weights want gradients.
         TAPS: a power of two, no less than the taps of any depthwise convolution.
@@ -178,27 +182,25 @@ def pull(
     taps = kernel * kernel
     if tap_of_program >= tl.where(kind == DENSE, taps, 1):
         return
-    x_base = source + tl.load(row + SOURCE)
-    pitch = tl.load(row + PITCH)
+    x_base = source + place_of(row + SOURCE)
     in_height = tl.load(row + HEIGHT).to(tl.int32)
     in_width = tl.load(row + WIDTH).to(tl.int32)
     stride = tl.load(row + STRIDE).to(tl.int32)
     dilation = tl.load(row + DILATION).to(tl.int32)
     padding = tl.load(row + PADDING).to(tl.int32)
-    cin = tl.load(row + CIN).to(tl.int32)
-    cout = tl.load(row + COUT).to(tl.int32)
-    column = tl.load(row + COLUMN).to(tl.int32)
+    cout, column = columns_of(row, channels, HALVES)
     spatial = tl.load(row + SPATIAL)
     w = tl.load(row + PRODUCT)
-    z_base = z + tl.load(row + Z)
-    gradient = gradients + tl.load(row + GRADIENT)
-    gradient_pitch = tl.load(row + GRADIENT_PITCH)
-    reached = gradients + tl.load(row + REACHED)
+    z_base = z + place_of(row + Z)
+    gradient = gradients + place_of(row + GRADIENT)
+    # Gradients of nodes have all channels, those of inner norms the ones that candidates see.
+    gradient_pitch = channels if SHUFFLED == 1 else tl.load(row + GRADIENT_PITCH)
+    reached = gradients + place_of(row + REACHED)
     given = (tl.load(row + FROZEN) != 0) | (tl.load(row + STATISTICS) < 0)
     dtype: tl.constexpr = z.dtype.element_ty
     to_weights = weight_gradients + chunk.to(tl.int64) * weight_count
     c = i * BLOCK + tl.arange(0, BLOCK)
-    known = c < cin
+    known = c < channels
     out_of_block = j * BLOCK + tl.arange(0, BLOCK)
     scale, mean, shift, slope = coefficients(
         row, p_weights, g_weights, operations, statistics, sums, column + out_of_block,
@@ -229,7 +231,7 @@ def pull(
             total = tl.zeros((PIXELS, BLOCK), dtype)
             if j == 0:
                 total = product(
-                    dz, pointwise(weights + w, out_of_block, c, cin, cout), DOT, PRECISION
+                    dz, pointwise(weights + w, out_of_block, c, channels, cout), DOT, PRECISION
                 )
                 for other in range(1, blocks):
                     out = other * BLOCK + tl.arange(0, BLOCK)
@@ -243,7 +245,9 @@ def pull(
                         load_pixels(z_base, at, channels, out, live, more),
                         live, more, scale_, mean_, shift_, slope_, given,
                     )  # fmt: skip
-                    total += product(its, pointwise(weights + w, out, c, cin, cout), DOT, PRECISION)
+                    total += product(
+                        its, pointwise(weights + w, out, c, channels, cout), DOT, PRECISION
+                    )
                 store_pixels(reached, at, channels, c, live, known, total)
             if WEIGHTS:
                 between = tl.zeros((PIXELS, BLOCK), dtype)
@@ -256,7 +260,7 @@ def pull(
                     factor = tl.load(weights + spatial + c * taps + tap, mask=known, other=0.0)
                     between += values * factor[None, :]
                     if j == 0:
-                        share = tl.sum(total * values, axis=0)
+                        share = tl.sum(times(total, values), axis=0)
                         here = tl.arange(0, TAPS)[:, None] == tap
                         by_taps += tl.where(here, share[None, :], 0)
                 by_product += product(tl.trans(dz), between, DOT, PRECISION)
@@ -276,7 +280,10 @@ def pull(
         if (kind == SEPARABLE) | (kind == DENSE):
             step = tl.where(kind == DENSE, taps, 1)
             tl.store(
-                to_weights + w + (out_of_block[:, None] * cin + c[None, :]) * step + tap_of_program,
+                to_weights
+                + w
+                + (out_of_block[:, None] * channels + c[None, :]) * step
+                + tap_of_program,
                 by_product,
                 mask=(out_of_block < cout)[:, None] & known[None, :],
             )
@@ -290,10 +297,10 @@ def pull(
 
 
 @triton.jit
-def pointwise(weights, out, c, cin, cout):
+def pointwise(weights, out, c, channels, cout):
     """Load pointwise weights, (outputs, inputs)."""
     return tl.load(
-        weights + out[:, None] * cin + c[None, :],
-        mask=(out < cout)[:, None] & (c < cin)[None, :],
+        weights + out[:, None] * channels + c[None, :],
+        mask=(out < cout)[:, None] & (c < channels)[None, :],
         other=0.0,
     )

@@ -21,23 +21,22 @@ from da2s_fast.kernels.cell.common import (
     beats,
     inverse_deviation,
     load_pixels,
+    place_of,
     product,
     split,
     store_pixels,
     through_relu,
+    times,
 )
-from da2s_fast.kernels.cell.forward import tap_values
+from da2s_fast.kernels.cell.forward import columns_of, tap_values
 from da2s_fast.kernels.cell.pull import weight_of
 from da2s_fast.kernels.cell.rows import (
     AVERAGE,
     BYPASS,
-    COLUMN,
-    COUT,
     DENSE,
     DILATION,
     EDGE,
     GRADIENT,
-    GRADIENT_PITCH,
     GROUP,
     GROUP_FIRST,
     GROUP_GRADIENT,
@@ -123,9 +122,9 @@ def reach_inner(
     inner = statistics + tl.load(row + INNER) + c
     mean = tl.load(inner, mask=known, other=0.0)
     rstd = inverse_deviation(tl.load(inner + channels, mask=known, other=0.0), EPS)
-    reached = gradients + tl.load(row + REACHED)
-    to = gradients + tl.load(row + INNER_GRADIENT)
-    z1 = z + tl.load(row + SOURCE)
+    reached = gradients + place_of(row + REACHED)
+    to = gradients + place_of(row + INNER_GRADIENT)
+    z1 = z + place_of(row + SOURCE)
     kernel = tl.load(row + KERNEL).to(tl.int32)
     dilation = tl.load(row + DILATION).to(tl.int32)
     padding = tl.load(row + PADDING).to(tl.int32)
@@ -147,7 +146,7 @@ def reach_inner(
         store_pixels(to, p.to(tl.int64), channels, c, live, known, found)
         total += tl.sum(found, axis=0).to(tl.float64)
         here = live[:, None] & known[None, :]
-        products += tl.sum(tl.where(here, found * centred, 0), axis=0).to(tl.float64)
+        products += tl.sum(times(found, tl.where(here, centred, 0)), axis=0).to(tl.float64)
     partial = sums + tl.load(row + INNER_SUMS) + chunk * 2 * channels + c
     tl.store(partial, total, mask=known)
     tl.store(partial + channels, products, mask=known)
@@ -158,11 +157,11 @@ def from_pool(
     row, z, gradients, kind, n, y, x, in_height, in_width, height, width, live, c, known, channels
 ):
     """Return what reaches a tile through a 3x3 pool."""
-    reached = gradients + tl.load(row + REACHED)
-    position = z + tl.load(row + POSITION)
+    reached = gradients + place_of(row + REACHED)
+    position = z + place_of(row + POSITION)
     stride = tl.load(row + STRIDE).to(tl.int32)
     total = tl.zeros((n.shape[0], c.shape[0]), gradients.dtype.element_ty)
-    for tap in tl.static_range(9):
+    for tap in range(0, 9):
         at, there = outputs_of(n, y, x, tap // 3 - 1, tap % 3 - 1, stride, height, width, live)
         values = load_pixels(reached, at, channels, c, there, known)
         if kind == AVERAGE:
@@ -216,6 +215,7 @@ def reach_states(
     width,
     channels,
     SHUFFLED: tl.constexpr,
+    HALVES: tl.constexpr,
     DOT: tl.constexpr,
     PRECISION: tl.constexpr,
     PIXELS: tl.constexpr,
@@ -242,9 +242,10 @@ def reach_states(
         width: of a node.
         channels: that candidates see.
         SHUFFLED: K.
+        HALVES: whether FactorizedReduce is among the rows, with a row for each half of z.
     """
     group = table + tl.program_id(1) * GROUP
-    state = tl.load(group + GROUP_STATE)
+    state = place_of(group + GROUP_STATE)
     is_node = state >= node_states
     pixels = tl.where(is_node, node_pixels, in_pixels)
     own_height = tl.where(is_node, height, in_height)
@@ -256,7 +257,7 @@ def reach_states(
     c = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
     known = c < channels
     dtype: tl.constexpr = gradients.dtype.element_ty
-    to = gradients + tl.load(group + GROUP_GRADIENT)
+    to = gradients + place_of(group + GROUP_GRADIENT)
     shuffled = tl.load(group + GROUP_SHUFFLED).to(tl.int32)
     first = layers + tl.load(group + GROUP_FIRST) * LAYER
     length = tl.load(group + GROUP_LENGTH).to(tl.int32)
@@ -269,8 +270,7 @@ def reach_states(
             row = first + index * LAYER
             kind = tl.load(row + KIND)
             stride = tl.load(row + STRIDE).to(tl.int32)
-            gradient = gradients + tl.load(row + GRADIENT)
-            gradient_pitch = tl.load(row + GRADIENT_PITCH)
+            gradient = gradients + place_of(row + GRADIENT)
             edge = tl.load(row + EDGE)
             if part > 0:
                 if kind == BYPASS:
@@ -278,7 +278,7 @@ def reach_states(
                     if g_weights is not None:
                         scale = tl.load(g_weights + edge).to(dtype)
                     source = (n.to(tl.int64) * height + y // stride) * width + x // stride
-                    values = load_pixels(gradient, source, gradient_pitch, channel, live, known)
+                    values = load_pixels(gradient, source, pitch, channel, live, known)
                     if stride == 2:
                         wins = wins_bypass(
                             states + state, pitch, n, y, x, own_height, own_width, live, channel,
@@ -287,7 +287,7 @@ def reach_states(
                         values = tl.where(wins, values, 0)
                     plain += scale * values
             else:
-                reached = gradients + tl.load(row + REACHED)
+                reached = gradients + place_of(row + REACHED)
                 kernel = tl.load(row + KERNEL).to(tl.int32)
                 dilation = tl.load(row + DILATION).to(tl.int32)
                 padding = tl.load(row + PADDING).to(tl.int32)
@@ -299,7 +299,7 @@ def reach_states(
                 elif kind == DENSE:
                     rectified += from_dense(
                         row, reached, weights, kernel, stride, padding, n, y, x, height, width,
-                        live, c, known, channels, DOT, PRECISION, BLOCK,
+                        live, c, known, channels, HALVES, DOT, PRECISION, BLOCK,
                     )  # fmt: skip
                 elif (kind == MAXIMUM) | (kind == AVERAGE):
                     plain += from_pool(
@@ -311,10 +311,13 @@ def reach_states(
                         p_weights, g_weights, edge, tl.load(row + OPERATION), operations, dtype
                     )
                     source, there = outputs_of(n, y, x, 0, 0, stride, height, width, live)
-                    values = scale * load_pixels(gradient, source, gradient_pitch, c, there, known)
+                    values = scale * load_pixels(gradient, source, pitch, c, there, known)
                     plain += tl.where(kind == SKIP, values, values * 0)
         # A node's gradient has the order of channels before the shuffle.
-        column = channel % shuffled * (pitch // shuffled) + channel // shuffled
+        if SHUFFLED == 1:
+            column = channel
+        else:
+            column = channel % shuffled * (pitch // shuffled) + channel // shuffled
         before = load_pixels(to, at, pitch, column, live, known)
         if part == 0:
             own = load_pixels(states + state, at, pitch, channel, live, known)
@@ -339,14 +342,14 @@ def from_dense(
     c,
     known,
     channels,
+    HALVES: tl.constexpr,
     DOT: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Return what reaches a tile through a dense convolution."""
     taps = kernel * kernel
-    cout = tl.load(row + COUT).to(tl.int32)
-    column = tl.load(row + COLUMN).to(tl.int32)
+    cout, column = columns_of(row, channels, HALVES)
     w = weights + tl.load(row + PRODUCT)
     total = tl.zeros((n.shape[0], BLOCK), reached.dtype.element_ty)
     for tap in range(0, taps):
@@ -392,7 +395,7 @@ def begin(
     """
     index = tl.program_id(1)
     group = table + index * GROUP
-    is_node = tl.load(group + GROUP_STATE) >= node_states
+    is_node = place_of(group + GROUP_STATE) >= node_states
     pixels = tl.where(is_node, node_pixels, in_pixels)
     p = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
     live = p < pixels
@@ -414,5 +417,5 @@ def begin(
             mask=live[:, None] & known[None, :],
             other=0.0,
         ).to(values.dtype)
-    to = gradients + tl.load(group + GROUP_GRADIENT)
+    to = gradients + place_of(group + GROUP_GRADIENT)
     store_pixels(to, p.to(tl.int64), channels, c, live, known, values)

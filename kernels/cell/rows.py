@@ -14,14 +14,12 @@ class Layer(NamedTuple):
     Attributes:
         kind: see below.
         source: where the input is: among the states, or among the z for second layers.
-        pitch: numbers from one pixel of the input to the next.
         height: of the input.
         width: of the input.
         stride: of the convolution or pool.
         dilation: of the convolution.
         kernel: its size.
         padding: its padding; -1 moves the input up and left (FactorizedReduce).
-        cin: channels read.
         cout: channels written.
         column: the first of them in z.
         spatial: depthwise weights, among the weights.
@@ -46,14 +44,12 @@ class Layer(NamedTuple):
 
     kind: int = 0
     source: int = 0
-    pitch: int = 1
     height: int = 1
     width: int = 1
     stride: int = 1
     dilation: int = 1
     kernel: int = 1
     padding: int = 0
-    cin: int = 0
     cout: int = 0
     column: int = 0
     spatial: int = 0
@@ -78,7 +74,7 @@ class Layer(NamedTuple):
 
 LAYER = tl.constexpr(len(Layer._fields))
 (
-    KIND, SOURCE, PITCH, HEIGHT, WIDTH, STRIDE, DILATION, KERNEL, PADDING, CIN, COUT, COLUMN,
+    KIND, SOURCE, HEIGHT, WIDTH, STRIDE, DILATION, KERNEL, PADDING, COUT, COLUMN,
     SPATIAL, PRODUCT, Z, POSITION, MOMENTS, STATISTICS, FROZEN, INNER, INNER_MOMENTS, INNER_FROZEN,
     EDGE, OPERATION, GRADIENT, GRADIENT_PITCH, SUMS, REACHED, INNER_GRADIENT, INNER_SUMS,
 ) = (tl.constexpr(column) for column in range(len(Layer._fields)))  # fmt: skip

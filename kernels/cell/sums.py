@@ -11,12 +11,11 @@ whose normalized values are the states.
 import triton
 import triton.language as tl
 
-from da2s_fast.kernels.cell.common import load_pixels, split
+from da2s_fast.kernels.cell.common import load_pixels, place_of, split, times
 from da2s_fast.kernels.cell.forward import bypassed, candidate
 from da2s_fast.kernels.cell.rows import (
     BYPASS,
     GRADIENT,
-    GRADIENT_PITCH,
     KIND,
     LAYER,
     PART,
@@ -42,6 +41,7 @@ def candidate_sums(
     channels,
     tiles_per_chunk,
     SHUFFLED: tl.constexpr,
+    HALVES: tl.constexpr,
     PIXELS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -50,8 +50,8 @@ def candidate_sums(
     row = table + tl.program_id(1) * LAYER
     kind = tl.load(row + KIND)
     place = tl.load(row + STATISTICS)
-    gradient = gradients + tl.load(row + GRADIENT)
-    pitch = tl.load(row + GRADIENT_PITCH)
+    gradient = gradients + place_of(row + GRADIENT)
+    pitch = channels * SHUFFLED
     c = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
     known = c < channels
     own = known
@@ -71,16 +71,16 @@ def candidate_sums(
             for part in tl.static_range(1, SHUFFLED):
                 column = part * channels + c
                 g = load_pixels(gradient, at, pitch, column, live, known)
-                values = bypassed(row, states, n, y, x, live, column, known)
-                products += tl.sum(g * values, axis=0).to(tl.float64)
+                values = bypassed(row, states, n, y, x, live, column, known, pitch)
+                products += tl.sum(times(g, values), axis=0).to(tl.float64)
         else:
             values, own = candidate(
-                row, states, z, n, y, x, p, live, c, known, pixels, height, width, channels
+                row, states, z, n, y, x, p, live, c, known, channels, pitch, HALVES
             )
             g = load_pixels(gradient, at, pitch, c, live, own)
             values = tl.where(live[:, None] & own[None, :], values - mean[None, :], 0)
             total += tl.sum(g, axis=0).to(tl.float64)
-            products += tl.sum(g * values, axis=0).to(tl.float64)
+            products += tl.sum(times(g, values), axis=0).to(tl.float64)
     to = sums + tl.load(row + SUMS) + chunk * 2 * channels + c
     tl.store(to, total, mask=own)
     tl.store(to + channels, products, mask=own)
@@ -111,11 +111,11 @@ def state_sums(
         p = tile * PIXELS + tl.arange(0, PIXELS)
         at = p.to(tl.int64)
         g = load_pixels(
-            gradients + tl.load(row + PART_GRADIENT), at, channels, c, p < pixels, known
+            gradients + place_of(row + PART_GRADIENT), at, channels, c, p < pixels, known
         )
-        x = load_pixels(states + tl.load(row + PART_STATE), at, channels, c, p < pixels, known)
+        x = load_pixels(states + place_of(row + PART_STATE), at, channels, c, p < pixels, known)
         total += tl.sum(g, axis=0).to(tl.float64)
-        products += tl.sum(g * x, axis=0).to(tl.float64)
+        products += tl.sum(times(g, x), axis=0).to(tl.float64)
     to = sums + tl.load(row + PART_SUMS) + chunk * 2 * channels + c
     tl.store(to, total, mask=known)
     tl.store(to + channels, products, mask=known)

@@ -172,6 +172,7 @@ class _Backward:
             sums=self.sums,
             channels=plan.mixed_channels,
             SHUFFLED=plan.partial_channels,
+            HALVES=call.layout.halves,
             PIXELS=sizes_of.PIXELS,
             BLOCK=block,
             **call.area(step.node),
@@ -203,7 +204,10 @@ class _Backward:
             statistics=call.statistics,
             sums=self.sums,
             channels=plan.mixed_channels,
+            pitch=plan.mixed_channels if second else plan.channels,
             weight_count=call.layout.weights[-1],
+            SHUFFLED=plan.partial_channels,
+            HALVES=call.layout.halves,
             SECOND=second,
             WEIGHTS=self.for_weights,
             EPS=call.eps,
@@ -266,6 +270,7 @@ class _Backward:
             width=width,
             channels=plan.mixed_channels,
             SHUFFLED=plan.partial_channels,
+            HALVES=layout.halves,
             **options,
         )
 

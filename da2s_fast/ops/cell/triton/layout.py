@@ -128,6 +128,11 @@ class Layout:
         """Numbers of all states."""
         return self._states[1]
 
+    @property
+    def halves(self) -> bool:
+        """Whether FactorizedReduce is among the candidates."""
+        return self.plan.reduction and SKIP in self.plan.operations
+
     def layers(self, edge: EdgePlan) -> list[Key]:
         """The convolutions of an edge by key."""
         found: list[Key] = []

@@ -178,11 +178,9 @@ class _Builder:
         height, width = layout.size(edge.source)
         return Layer(
             source=layout.states[edge.source],
-            pitch=plan.channels,
             height=height,
             width=width,
             stride=edge.stride,
-            cin=plan.mixed_channels,
             cout=plan.mixed_channels,
             edge=edge.row,
             operation=plan.operations.index(operation) if operation else 0,
@@ -254,7 +252,6 @@ class _Builder:
         height, width = layout.after
         return row._replace(
             source=layout.z[first],
-            pitch=self.plan.mixed_channels,
             height=height,
             width=width,
             stride=1,

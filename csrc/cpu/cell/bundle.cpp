@@ -79,8 +79,12 @@ template <class T>
 void CellPass<T>::lay_out(Arena& saved, Arena& workspace, bool backward) {
   states_.clear();
   for (int64_t s = 0; s < plan_.states(); ++s) {
-    Arena& arena = in_.save || s >= plan_.inputs ? saved : workspace;
-    states_.push_back(arena.template take<T>(images_.groups * elements(s)));
+    const bool input = s < plan_.inputs;
+    // Nobody reads the last node again.
+    const bool read = input || !bundles_[s].edges.empty();
+    Arena& arena = read && (in_.save || !input) ? saved : workspace;
+    states_.push_back(backward && !read ? nullptr
+                                        : arena.template take<T>(images_.groups * elements(s)));
   }
   preprocess_.clear();
   for (int64_t i = 0; i < plan_.inputs; ++i)
@@ -269,6 +273,7 @@ T* CellPass<T>::input_of(const Bundle<T>& bundle, const GroupBlock& block, int64
 template <class T>
 void CellPass<T>::fill_input(const Bundle<T>& bundle, const GroupBlock& block,
                              const Scratch<T>& scratch) const {
+  if (bundle.edges.empty()) return;  // the state is not kept
   const Size size = size_of(bundle.source);
   for (int64_t group = block.begin; group < block.end; ++group)
     DA2S_SIMD_CALL(normalize<T>, state(bundle.source, group), size, mixed_lanes(), nullptr, nullptr,

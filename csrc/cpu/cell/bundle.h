@@ -105,8 +105,8 @@ class CellPass {
  public:
   explicit CellPass(const CellArguments<T>& arguments);
 
-  // Numbers that live as long as the backward pass may come: states and, if asked to save, what
-  // bundles compute of them. Without, states of inputs are computed again, too.
+  // Numbers that live as long as the backward pass may come: nodes that bundles leave and, if asked
+  // to save, states of inputs and what bundles compute.
   static int64_t saved_size(const Plan& plan, int64_t batch, const std::vector<Size>& sizes,
                             bool save);
 

@@ -165,7 +165,7 @@ def _wrapped(session: SearchSession, clock: _Clock) -> list[Any]:
         (sessions, "classification_loss", "loss, forward"),
         (architect, "classification_loss", "loss, forward"),
         (session, "discretization_loss", "discretization loss, forward"),
-        (torch.nn.utils, "clip_grad_norm_", "gradient clipping"),
+        (sessions, "clip_gradients", "gradient clipping"),
         (session.weight_optimizer, "step", "weight optimizer"),
         (session.arch_optimizer, "step", "architecture optimizer"),
         (session.weight_optimizer, "zero_grad", "zeroing gradients"),

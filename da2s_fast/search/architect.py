@@ -26,16 +26,20 @@ def only_gradients_of(wanted: Sequence[Tensor], others: Sequence[Tensor]) -> Ite
     Fused operators see through requires_grad only: a step that asks for half of the gradients
     would otherwise compute all of them and throw half away.
     """
-    before = [(tensor, tensor.requires_grad) for tensor in (*wanted, *others)]
+    # Flags that are as they should be already are not set: most are, most of the time.
+    switched_on = [tensor for tensor in wanted if not tensor.requires_grad]
+    switched_off = [tensor for tensor in others if tensor.requires_grad]
     try:
-        for tensor in wanted:
+        for tensor in switched_on:
             tensor.requires_grad_(True)
-        for tensor in others:
+        for tensor in switched_off:
             tensor.requires_grad_(False)
         yield
     finally:
-        for tensor, flag in before:
-            tensor.requires_grad_(flag)
+        for tensor in switched_on:
+            tensor.requires_grad_(False)
+        for tensor in switched_off:
+            tensor.requires_grad_(True)
 
 
 def classification_loss(scores: Tensor, labels: Tensor) -> Tensor:
@@ -49,11 +53,15 @@ class Architect:
     Args:
         network: super-network with `weights()` and `arch_parameters()`.
         autocast: context manager factory for mixed precision.
+
+    Attributes:
+        weights: the network's, found once: they are as fixed as those of an optimizer.
     """
 
     def __init__(self, network: nn.Module, autocast: Callable) -> None:
         self.network = network
         self.autocast = autocast
+        self.weights: list[Tensor] = network.weights()  # type: ignore[operator]
 
     def loss(self, batch: Batch) -> Tensor:
         """Cross-entropy of a batch."""
@@ -65,7 +73,7 @@ class Architect:
     def first_order(self, valid: Batch, regularizer: Regularizer, scale: Scale) -> Tensor:
         """Set the gradients of alpha and beta at the current weights; returns the loss."""
         arch = self.network.arch_parameters()  # type: ignore[operator]
-        with only_gradients_of(arch, self.network.weights()):  # type: ignore[operator]
+        with only_gradients_of(arch, self.weights):
             loss = self.loss(valid) + regularizer()
             gradients = torch.autograd.grad(scale(loss), arch, allow_unused=True)
         _assign(arch, gradients)
@@ -83,13 +91,15 @@ class Architect:
         The unrolled step is the optimizer's own: momentum and weight decay included. The
         Hessian-vector product is taken by central differences (DARTS, eq. 8).
         """
-        weights = self.network.weights()  # type: ignore[operator]
+        weights = self.weights
         arch = self.network.arch_parameters()  # type: ignore[operator]
         group = optimizer.param_groups[0]
         rate = group["lr"]
         start = [weight.detach().clone() for weight in weights]
         with only_gradients_of(weights, arch):
-            train_gradients = torch.autograd.grad(self.loss(train), weights, allow_unused=True)
+            train_gradients: Sequence[Tensor | None] = torch.autograd.grad(
+                self.loss(train), weights, allow_unused=True
+            )
         buffers = {name: value.clone() for name, value in self.network.named_buffers()}
         with torch.no_grad():
             for weight, gradient in zip(weights, train_gradients, strict=True):
@@ -125,7 +135,7 @@ class Architect:
 
         The discretization loss is left out: it does not depend on the weights.
         """
-        weights = self.network.weights()  # type: ignore[operator]
+        weights = self.weights
         arch = self.network.arch_parameters()  # type: ignore[operator]
         direction = [
             torch.zeros_like(w) if v is None else v for w, v in zip(weights, vector, strict=True)

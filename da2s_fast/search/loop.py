@@ -15,6 +15,7 @@ from torch import nn
 
 from da2s_fast.errors import DivergedError
 from da2s_fast.search.discretize import DISCRETE_BETA, DISCRETE_P, Discretization
+from da2s_fast.search.flat import all_finite
 from da2s_fast.search.monitor import FINITE_CHECK_STEPS, ScalarBoard
 from da2s_fast.search.run_folder import Metrics, RunFolder
 from da2s_fast.search.session import SearchSession
@@ -139,11 +140,8 @@ def _run_epoch(
         if on_step:
             on_step((epoch - 1) * steps + step, total)
     # What the last step made of the weights shows in no loss, but would go into a checkpoint.
-    weights = [*session.network.weights(), *session.network.buffers()]
-    all_finite = torch.stack([tensor.isfinite().all() for tensor in weights]).all()
-    _check_finite(
-        session, epoch, torch.where(all_finite, train_loss + arch_loss, torch.nan), folder
-    )
+    finite = all_finite([*session.architect.weights, *session.network.buffers()])
+    _check_finite(session, epoch, torch.where(finite, train_loss + arch_loss, torch.nan), folder)
     return {
         "epoch": epoch,
         "lr": session.learning_rate(epoch),

@@ -20,6 +20,7 @@ from da2s_fast.search.architect import (
 from da2s_fast.search.build import build_super_network
 from da2s_fast.search.control import control
 from da2s_fast.search.discretize import Discretization, discretize
+from da2s_fast.search.flat import clip_gradients
 from da2s_fast.search.measure import GapMeter
 from da2s_fast.search.settings import AUTHORS_EPOCHS, AUTHORS_WARMUP, ResolvedSettings
 
@@ -45,8 +46,9 @@ class SearchSession:
         self.device = torch.device(settings.device)
         self.network = build_super_network(settings, data).to(self.device)
         self.architecture = self.network.architecture
+        self.architect = Architect(self.network, self._autocast)
         self.weight_optimizer = torch.optim.SGD(
-            self.network.weights(),
+            self.architect.weights,
             lr=settings.learning_rate,
             momentum=settings.momentum,
             weight_decay=settings.weight_decay,
@@ -65,7 +67,6 @@ class SearchSession:
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=settings.precision == "float16"
         )
-        self.architect = Architect(self.network, self._autocast)
         self._split_data()
 
     def _split_data(self) -> None:
@@ -188,7 +189,7 @@ class SearchSession:
     def weight_step(self, train: Batch) -> tuple[Tensor, Tensor]:
         """One update of the weights; returns loss and number of hits, not synchronized."""
         images, labels = train
-        weights = self.network.weights()
+        weights = self.architect.weights
         self.weight_optimizer.zero_grad()
         with only_gradients_of(weights, self.network.arch_parameters()):
             with self._autocast():
@@ -196,7 +197,7 @@ class SearchSession:
             loss = classification_loss(scores, labels)
             self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.weight_optimizer)
-        torch.nn.utils.clip_grad_norm_(weights, self.settings.grad_clip)
+        clip_gradients(weights, self.settings.grad_clip)
         self.scaler.step(self.weight_optimizer)
         return loss.detach(), (scores.detach().argmax(dim=1) == labels).sum()
 

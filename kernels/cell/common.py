@@ -96,8 +96,11 @@ def moments_of_tile(values, live):
     count = tl.sum(live.to(tl.int32), axis=0)
     mean = tl.sum(tl.where(live[:, None], values, 0), axis=0) / count.to(values.dtype)
     deviation = tl.where(live[:, None], values - mean[None, :], 0)
-    squares = tl.sum(times(deviation, deviation), axis=0)
-    return count.to(tl.float64), mean.to(tl.float64), squares.to(tl.float64)
+    squares = tl.sum(times(deviation, deviation), axis=0).to(tl.float64)
+    # What rounding took from the mean is what deviations from it still sum to.
+    count = count.to(tl.float64)
+    missing = tl.sum(deviation, axis=0).to(tl.float64) / count
+    return count, mean.to(tl.float64) + missing, squares - count * missing * missing
 
 
 @triton.jit

@@ -1,0 +1,159 @@
+"""The cell's Triton kernels in Triton's interpreter, against the reference: small cells."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+import triton.language as tl
+from triton.runtime import interpreter
+
+from da2s_fast.ops.cell.plan import CellPlan
+from da2s_fast.ops.cell.triton import backward, forward, layout
+from da2s_fast.ops.cell.triton.tables import tables_of
+from tests.ops.cell_cases import BOTH, FEW, NAS_BENCH_201, PLANS, as_results, make_case
+from tests.ops.cell_cases import evaluate as evaluate_case
+from tests.ops.compare import Mismatch, assert_as_accurate
+
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Several tiles and chunks even of tiny images."""
+    monkeypatch.setattr(layout, "PIXELS", 32)
+    monkeypatch.setattr(layout, "CHUNK_PIXELS", 32)
+    for cache in (layout.layout_of, tables_of):
+        cache.cache_clear()
+    yield
+    for cache in (layout.layout_of, tables_of):
+        cache.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def patched_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Patch triton.language once for a kernel, not at every call inside: most of the time."""
+    original, patched = interpreter._patch_lang, set()
+
+    class Nothing:
+        def restore(self) -> None:
+            """There is nothing to restore."""
+
+    def patch(function):
+        values = function.__globals__.values()
+        wanted = {id(value) for value in values if value is tl or value is tl.core}
+        if wanted <= patched:
+            return Nothing()
+        outermost = not patched
+        scope = original(function)
+        patched.update(wanted)
+        restore = scope.restore
+        if outermost:
+            scope.restore = lambda: (patched.clear(), restore())
+        return scope
+
+    monkeypatch.setattr(interpreter, "_patch_lang", patch)
+
+
+def evaluate(case, memory="save"):
+    """As `evaluate` of the CPU's tests, by the drivers."""
+    save, plan = memory == "save", case.plan
+    settings = case.frozen, list(plan.code), 1e-3, save
+    running = case.running if case.frozen else []
+    output, statistics, saved = forward.cell(
+        case.inputs, case.p, case.g, case.weights, running, *settings
+    )
+    torch.manual_seed(1)
+    incoming = torch.randn(output.shape, dtype=torch.float64).to(output.dtype)
+    mask = [True] * len(case.inputs) + [True, case.g is not None, bool(case.weights)]
+    inputs, p, g, weights = backward.cell_backward(
+        incoming, case.inputs, case.p, case.g, case.weights, statistics, saved, *settings, mask
+    )
+    parts = weights.split([w.numel() for w in case.weights])
+    gradients = (*inputs, p, *([] if case.g is None else [g]), *parts)
+    return as_results(case, output, statistics, gradients)
+
+
+def check(case, dtype=torch.float64, **options):
+    exact = evaluate_case(case.to(torch.float64), backend="reference")
+    own = case.to(dtype)
+    eager = exact if dtype == torch.float64 else evaluate_case(own, backend="reference")
+    found = evaluate(case.to(dtype), **options)
+    assert_as_accurate(found, eager, exact)
+    return found
+
+
+SMALL = {
+    "cut": PLANS["cut"],
+    "pools": PLANS["no weights"],
+    "halves": CellPlan(3, ("skip_connect",), 1, True, ("reduce", "conv")),
+    "dense, partial": CellPlan(4, NAS_BENCH_201, 1, True, ("identity",), 2, 1, False),
+    "separable": CellPlan(3, FEW, 2, False, ("conv",)),
+    "dilated": CellPlan(5, ("dil_conv_5x5", "avg_pool_3x3"), 1, True, ("identity",)),
+}
+small = pytest.mark.parametrize("plan", SMALL.values(), ids=SMALL.keys())
+
+
+@pytest.mark.parametrize("frozen", ["none", "some", "all"])
+@small
+def test_equals_the_reference(plan, frozen):
+    check(make_case(plan, (2, 5, 7), frozen=frozen))
+
+
+@small
+def test_is_as_accurate_in_single_precision(plan):
+    check(make_case(plan, (3, 6, 5), seed=2), torch.float32)
+
+
+def test_products_in_tensor_shapes():
+    check(make_case(CellPlan(17, ("sep_conv_3x3",), 1, False, BOTH), (2, 4, 4)), torch.float32)
+
+
+@small
+def test_recomputing_gives_the_same_bits(plan):
+    case = make_case(plan, (2, 5, 7), frozen="some")
+    saved, again = evaluate(case), evaluate(case, memory="recompute")
+    for name, value in saved.items():
+        assert torch.equal(again[name], value), name
+
+
+def test_zeros_and_ties():
+    case = make_case(SMALL["separable"], (2, 5, 6))
+    case.inputs = [(4 * x).round() / 4 for x in case.inputs]
+    check(case)
+
+
+def test_nan_is_where_eager_has_it():
+    case = make_case(SMALL["separable"], (2, 7, 7), frozen="all")
+    case.inputs[0][1, 2, 3, 3] = torch.nan
+    check(case, torch.float32)
+
+
+def test_layouts():
+    case = make_case(SMALL["cut"], (2, 6, 4))
+    case.inputs[0] = case.inputs[0].contiguous(memory_format=torch.channels_last)
+    case.inputs[1] = case.inputs[1].transpose(2, 3).contiguous().transpose(2, 3)
+    found = check(case)
+    assert found["output"].is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("field", ["stride", "padding", "z", "spatial", "column"])
+def test_a_planted_error_is_found(field, monkeypatch):
+    """A wrong stride, a window off by one, an output elsewhere, which leaves NaN behind."""
+    case = make_case(SMALL["halves"] if field == "column" else SMALL["separable"], (2, 5, 6))
+    check(case)
+    right = forward.tables_of
+
+    def wrong(*arguments):
+        tables = right(*arguments)
+        row = tables.rounds[0].first.table
+        row[type(forward_row())._fields.index(field)] += 1
+        return tables
+
+    def forward_row():
+        from da2s_fast.kernels.cell.rows import Layer  # noqa: PLC0415 - the table's columns
+
+        return Layer()
+
+    monkeypatch.setattr(forward, "tables_of", wrong)
+    with pytest.raises(Mismatch):
+        check(case)

@@ -3,6 +3,12 @@
 One file per fused operation, under the operation's name (`kernels/mixed_sum.py` holds the Triton
 kernels of `da2s_fast/ops/mixed_sum.py`). A file here imports triton and nothing of da2s_fast;
 importing this package itself needs no triton.
+
+What kernels keep to: indices that grow with the batch are 64 bits wide (program ids are cast before
+they are multiplied); no atomics, so that a result is the same every time; and no sum over a tile
+of bare products. Those the compiler may fuse with the first addition, whose two operands then are
+rounded differently, so that the lanes that share a sum end with different ones: a `tl.where` with
+the tile's mask keeps product and addition apart.
 """
 
 

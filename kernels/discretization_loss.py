@@ -22,7 +22,7 @@ def _entropies(x, valid):
     total = tl.maximum(total, 1, tl.PropagateNan.ALL)
     log_p = shifted - tl.log(total)
     p = exponentials / total
-    entropy = -tl.sum(p * log_p, axis=1, keep_dims=True)
+    entropy = -tl.sum(tl.where(valid, p * log_p, 0), axis=1, keep_dims=True)
     return entropy, -p * (log_p + entropy)
 
 

@@ -31,10 +31,10 @@ _RUNNING = tl.constexpr(2)
 @triton.jit
 def sum_of_channels(values, ACROSS: tl.constexpr):
     """Sum a tile to (1, COLUMNS), one sum per channel, or to (1, 1)."""
-    sums = tl.sum(values, axis=0, keep_dims=True)
-    if not ACROSS:
-        sums = tl.sum(sums, axis=1, keep_dims=True)
-    return sums
+    if ACROSS:
+        return tl.sum(values, axis=0, keep_dims=True)
+    else:
+        return tl.sum(values, keep_dims=True)
 
 
 @triton.jit
@@ -128,7 +128,7 @@ def moments(
             shift = sum_of_channels(y, ACROSS) / tl.maximum(count, 1)
             shift = tl.where(tl.abs(shift) < float("inf"), shift, 0)
             deviations = tl.where(mask, y - shift, 0)
-            squares = deviations * deviations
+            squares = tl.where(mask, deviations * deviations, 0)
             counts = mask.to(tl.int32)
             for tile in range(part + PARTS, tiles, PARTS):
                 at, mask = tile_of_share(
@@ -183,6 +183,7 @@ def statistics(
     running_vars,
     mean,
     variance,
+    values,
     channels,
     MODES: tl.constexpr,
     PARTS: tl.constexpr,
@@ -199,6 +200,7 @@ def statistics(
         running_vars: likewise.
         mean: (normalized inputs, channels).
         variance: likewise.
+        values: of a channel.
         channels: of the inputs.
         MODES: per input.
         PARTS: programs that shared a channel.
@@ -228,14 +230,12 @@ def statistics(
     if is_batch:
         step = tl.cast(channels, tl.int64) * PARTS
         parts = partial + batch_row * 3 * step
-        count = sum_of_parts(parts, channel, is_channel, channels, PARTS, ROWS)
-        count = tl.maximum(count, 1)
-        average = sum_of_parts(parts + step, channel, is_channel, channels, PARTS, ROWS) / count
+        average = sum_of_parts(parts + step, channel, is_channel, channels, PARTS, ROWS) / values
         squares = _squares_of_parts(parts, average, channel, is_channel, channels, PARTS, ROWS)
         tl.store(mean + to, average, mask=is_channel)
         # Rounding can leave less than 0 where all values are equal; NaN stays.
         squares = tl.where(squares < 0, 0, squares)
-        tl.store(variance + to, squares / count, mask=is_channel)
+        tl.store(variance + to, squares / values, mask=is_channel)
 
 
 @triton.jit

@@ -1,6 +1,6 @@
 """Drivers of the Triton kernels of mixed_sum, which `kernels/mixed_sum.py` explains."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -32,12 +32,17 @@ class _Tuning(NamedTuple):
     parts: int
 
 
-# For the four warps of a program. Not yet measured on a GPU: chosen by registers and bytes.
-_TUNING = {80: _Tuning(largest=8192, smallest=2048, programs=1024, parts=512)}
+# Not yet measured on a GPU: chosen by registers and bytes.
+_TUNING = {80: _Tuning(largest=8192, smallest=2048, programs=1024, parts=256)}
 # A block of channels is at most that wide where channels lie across: 256 bytes and more.
 _WIDEST = 128
 # Partial sums that a program adds at a time: parts by channels.
-_PARTS, _CHANNELS = 32, 16
+_PARTS, _CHANNELS = 64, 16
+
+
+def _warps(arguments: Mapping[str, Any]) -> int:
+    """Return the warps of a program: up to four, as far as there is a number for every thread."""
+    return max(1, min(4, arguments["ROWS"] * arguments["COLUMNS"] // 32))
 
 
 class _Geometry(NamedTuple):
@@ -160,6 +165,7 @@ def mixed_sum(  # noqa: PLR0917 - the schema's arguments
         launch(
             kernels.moments,
             reduction.grid,
+            warps=_warps(reduction.arguments),
             inputs=ys,
             partial=partial,
             **reduction.arguments,
@@ -171,11 +177,13 @@ def mixed_sum(  # noqa: PLR0917 - the schema's arguments
         launch(
             kernels.statistics,
             (triton.cdiv(channels, adding["COLUMNS"]), normalized),
+            warps=_warps(adding),
             partial=partial,
             running_means=_per_input(_laid_out(running_means), is_running),
             running_vars=_per_input(_laid_out(running_vars), is_running),
             mean=mean,
             variance=variance,
+            values=geometry.values,
             MODES=constants["MODES"],
             **adding,
         )
@@ -183,6 +191,7 @@ def mixed_sum(  # noqa: PLR0917 - the schema's arguments
     launch(
         kernels.forward,
         grid,
+        warps=_warps(arguments),
         inputs=ys,
         weights=weights.contiguous(),
         mean=mean,
@@ -230,6 +239,7 @@ def mixed_sum_backward(  # noqa: PLR0917 - the schema's arguments
         launch(
             backward_kernels.dots,
             reduction.grid,
+            warps=_warps(reduction.arguments),
             grad=g,
             inputs=tuple(ys),
             mean=mean,
@@ -242,6 +252,7 @@ def mixed_sum_backward(  # noqa: PLR0917 - the schema's arguments
         launch(
             backward_kernels.coefficients,
             (len(wanted),),
+            warps=_warps(reduction.adding),
             partial=partial,
             variance=variance,
             slope=slope,
@@ -259,6 +270,7 @@ def mixed_sum_backward(  # noqa: PLR0917 - the schema's arguments
         launch(
             backward_kernels.gradients,
             grid,
+            warps=_warps(arguments),
             grad=g,
             inputs=tuple(ys),
             weights=weights.contiguous(),

@@ -12,9 +12,9 @@ channels are a vector along the rows or the columns, so no index is divided per 
 read 128 bits at a time where a row is a multiple of 16 numbers.
 
 Sums over channels take no atomics, hence come out the same every time: a launch writes PARTS
-partial sums per channel, the next adds them. PARTS depends on shapes only. Within a program a
-thread adds what it finds at its place of every tile, in float32, then the places are added as a
-tree; partial sums are float64 (float64 inputs have float64 everywhere).
+partial sums per channel, the next adds them. PARTS depends on shapes only. A thread adds what it
+finds at its places of every tile in float32 (float64 inputs have float64 everywhere); the places,
+and then the parts, are added in float64, for few additions per number.
 
 Launches: `moments`, `statistics` and `forward`; only the last without norms.
 """
@@ -30,7 +30,8 @@ _RUNNING = tl.constexpr(2)
 
 @triton.jit
 def sum_of_channels(values, ACROSS: tl.constexpr):
-    """Sum a tile to (1, COLUMNS), one sum per channel, or to (1, 1)."""
+    """Sum a tile in float64 to (1, COLUMNS), one sum per channel, or to (1, 1)."""
+    values = values.to(tl.float64)
     if ACROSS:
         return tl.sum(values, axis=0, keep_dims=True)
     else:
@@ -124,8 +125,8 @@ def moments(
             y = tl.load(inputs[k] + at, mask=mask, other=0).to(SUM)
             # Deviations from the mean of the first tile keep the digits that squares would lose.
             # Where that mean is not finite they are from 0: then the sum is what eager's would be.
-            count = sum_of_channels(mask.to(SUM), ACROSS)
-            shift = sum_of_channels(y, ACROSS) / tl.maximum(count, 1)
+            count = sum_of_channels(mask.to(tl.int32), ACROSS)
+            shift = (sum_of_channels(y, ACROSS) / tl.maximum(count, 1)).to(SUM)
             shift = tl.where(tl.abs(shift) < float("inf"), shift, 0)
             deviations = tl.where(mask, y - shift, 0)
             squares = tl.where(mask, deviations * deviations, 0)
@@ -139,9 +140,9 @@ def moments(
                 deviations += deviation
                 squares += deviation * deviation
                 counts += mask.to(tl.int32)
-            count = sum_of_channels(counts, ACROSS).to(tl.float64)
-            off = sum_of_channels(deviations, ACROSS).to(tl.float64)
-            squared = sum_of_channels(squares, ACROSS).to(tl.float64)
+            count = sum_of_channels(counts, ACROSS)
+            off = sum_of_channels(deviations, ACROSS)
+            squared = sum_of_channels(squares, ACROSS)
             tl.store(to, count, mask=is_channel)
             tl.store(to + step, count * shift.to(tl.float64) + off, mask=is_channel)
             tl.store(to + 2 * step, squared - off * off / tl.maximum(count, 1), mask=is_channel)

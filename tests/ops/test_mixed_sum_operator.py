@@ -193,7 +193,7 @@ def test_what_the_compiled_operator_leaves_to_the_reference(inputs, norms, reaso
 
 
 def test_backends(monkeypatch):
-    with pytest.raises(UserError, match="no backend 'gpu'; choose one of: cpu, reference"):
+    with pytest.raises(UserError, match="no backend 'gpu'; choose one of: cpu, triton, reference"):
         mixed_sum([Y], torch.ones(1), backend="gpu")
     monkeypatch.setattr(import_module("da2s_fast.ops.mixed_sum"), "_HAS_CPU_KERNEL", False)
     with pytest.raises(UserError, match="compiled CPU library is not there"):

@@ -89,7 +89,7 @@ def test_from_integers(source: str, into: str) -> None:
             assert_same(got, x.astype(result))
 
 
-@pytest.mark.parametrize(("source", "into"), permutations(["f16", "bf16", "f32", "f64"], 2))
+@pytest.mark.parametrize(("source", "into"), [*permutations(["f16", "bf16", "f32", "f64"], 2)])
 def test_floats(source: str, into: str) -> None:
     x = floats(source)
     wide = bf16_to_f32(x) if source == "bf16" else x

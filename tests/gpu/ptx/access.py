@@ -130,14 +130,11 @@ def fetcher(
         return lambda at, addresses: _fetch_global(machine, instruction, form, at, addresses)
     if space == "shared":
         shared = machine.shared
-        rows = shared.rows(size, number) if shared.size else None
 
         def fetch_shared(at: At, addresses: Array) -> Array:
             offsets = shared.offsets(at, addresses, width)
-            shared.note_read(at, offsets, width, instruction.index)
             machine.counts.shared(instruction, at, offsets, width)
-            assert rows is not None
-            return rows[offsets // width]
+            return shared.load(at, offsets, (size, number), instruction.index)
 
         return fetch_shared
     if space == "local":
@@ -170,14 +167,11 @@ def putter(machine: Machine, instruction: Instruction, space: str, size: int, nu
         return lambda at, addresses, rows: _put_global(machine, instruction, at, addresses, rows)
     if space == "shared":
         shared = machine.shared
-        target = shared.rows(size, number) if shared.size else None
 
         def put_shared(at: At, addresses: Array, rows: Array) -> None:
             offsets = shared.offsets(at, addresses, width)
-            shared.note_write(at, offsets, width, instruction.index)
             machine.counts.shared(instruction, at, offsets, width)
-            assert target is not None
-            _put(target, offsets // width, rows)
+            shared.store(at, offsets, rows, instruction.index)
 
         return put_shared
     if space == "local":
@@ -249,14 +243,10 @@ def _put_global(
     for one, chosen in machine.memory.find(addresses, width, store=True):
         offsets = (addresses[chosen] - np.uint64(one.origin)).astype(np.int64)
         one.written[offsets >> 5] = True
-        _put(one.rows(size, number), offsets // width, rows[chosen])
-
-
-def _put(target: Array, index: Array, rows: Array) -> None:
-    """Scatter rows; lanes that write different values to one place raise."""
-    target[index] = rows
-    if (target[index] != rows).any():
-        raise KernelFault("lanes store different values to one address in one instruction")
+        target, index, part = one.rows(size, number), offsets // width, rows[chosen]
+        target[index] = part
+        if (target[index] != part).any():
+            raise KernelFault("lanes store different values to one address in one instruction")
 
 
 def convert_address(machine: Machine, instruction: Instruction) -> Step:

@@ -45,11 +45,7 @@ class Copies:
 
     def start(self, at: At, offsets: Array, rows: Array, index: int) -> None:
         """The target counts as written from now on, and as unknown until the copy arrives."""
-        width = rows.shape[1]
-        shared = self.machine.shared
-        shared.note_write(at, offsets, width, index)
-        for part in range(0, width, shared.granule):
-            shared.known[(offsets + part) // shared.granule] = False
+        self.machine.shared.claim(at, offsets, rows.shape[1], index)
         self.pending.append(_Copy(numbers(at), self.committed[at].copy(), offsets, rows, index))
 
     def wait(self, at: At, newest: int, *, uncommitted: bool = False) -> None:
@@ -63,9 +59,7 @@ class Copies:
             arrives = here[copy.lanes] & (due | uncommitted)
             come = copy.keep(arrives)
             if come.lanes.size:
-                width = come.rows.shape[1]
-                shared.note_write(come.lanes, come.offsets, width, come.index)
-                shared.rows(1, width)[come.offsets // width] = come.rows
+                shared.store(come.lanes, come.offsets, come.rows, come.index)
             if not arrives.all():
                 left.append(copy.keep(~arrives))
         self.pending = left

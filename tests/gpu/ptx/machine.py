@@ -16,10 +16,11 @@ import numpy as np
 
 from tests.gpu.ptx.copies import Copies
 from tests.gpu.ptx.errors import DivergentBarrier, KernelFault, NoProgress
-from tests.gpu.ptx.memory import GlobalMemory, LocalMemory, SharedMemory
+from tests.gpu.ptx.memory import GlobalMemory, LocalMemory
 from tests.gpu.ptx.meter import Counts
 from tests.gpu.ptx.operands import Array, At, Registers, Step, contiguous, numbers, select
 from tests.gpu.ptx.parse import Instruction, Kernel, Name
+from tests.gpu.ptx.shared import SharedMemory
 
 # Lanes that are executed together: their registers should stay in the processor's caches.
 _LANES = 1 << 14

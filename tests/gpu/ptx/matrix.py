@@ -53,13 +53,12 @@ def load_matrices(machine: Machine, instruction: Instruction) -> Step:
     into, place = instruction.operands
     writers = [machine.registers.writer(r, "b32") for r in items(into)]
     read = address_reader(machine, place)
-    source = machine.shared.rows(2, 8)
 
     def step(at: At) -> None:
         lanes, offsets = _row_offsets(machine, at, read(at), count)
-        machine.shared.note_read(lanes, offsets, 16, instruction.index)
         machine.counts.shared(instruction, lanes, offsets, 16)
-        matrices = source[offsets // 16].reshape(-1, count, 8, 8)
+        rows = machine.shared.load(lanes, offsets, (2, 8), instruction.index)
+        matrices = rows.reshape(-1, count, 8, 8)
         if transposed:
             matrices = matrices.swapaxes(2, 3)
         words = np.ascontiguousarray(matrices).view(np.uint32).reshape(-1, count, 32)
@@ -75,18 +74,16 @@ def store_matrices(machine: Machine, instruction: Instruction) -> Step:
     place, values = instruction.operands
     reads = [machine.registers.reader(r, "b32") for r in items(values)]
     read = address_reader(machine, place)
-    target = machine.shared.rows(2, 8)
 
     def step(at: At) -> None:
         lanes, offsets = _row_offsets(machine, at, read(at), count)
-        machine.shared.note_write(lanes, offsets, 16, instruction.index)
         machine.counts.shared(instruction, lanes, offsets, 16)
         words = [np.broadcast_to(r(at), numbers(at).shape).reshape(-1, 32) for r in reads]
         halves = np.ascontiguousarray(np.stack(words, axis=1)).view(np.uint16)
         matrices = halves.reshape(-1, count, 8, 8)
         if transposed:
             matrices = matrices.swapaxes(2, 3)
-        target[offsets // 16] = matrices.reshape(-1, 8)
+        machine.shared.store(lanes, offsets, matrices.reshape(-1, 8), instruction.index)
 
     return step
 

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tests.gpu.ptx.errors import MemoryFault, Race, UninitializedRead
+from tests.gpu.ptx.errors import MemoryFault
 from tests.gpu.ptx.operands import Array, At
 from tests.gpu.ptx.parse import Kernel
-from tests.gpu.ptx.types import SIZE, UNSIGNED
+from tests.gpu.ptx.types import UNSIGNED
 
 # Every allocation gets a region of addresses to itself, so that what runs over the end of one
 # tensor never meets the next one. Address 0 and its neighbours belong to nobody.
@@ -179,155 +179,25 @@ class GlobalMemory:
 
     def sectors(self) -> tuple[int, int]:
         """Different sectors read and written so far, counted once where tensors overlap."""
-        totals = []
-        for kind in ("read", "written"):
-            keys = [
-                np.flatnonzero(getattr(one, kind)) + one.window.ctypes.data // _SECTOR
-                for one in self.allocations
-                if one.size
-            ]
-            totals.append(int(np.unique(np.concatenate(keys)).size) if keys else 0)
-        return totals[0], totals[1]
-
-
-def _granule(kernel: Kernel) -> int:
-    """The narrowest access to shared memory: races are told apart at this width."""
-    widths = [16]
-    for instruction in kernel.instructions:
-        if instruction.opcode[0] in ("ld", "st", "atom", "red", "cp", "ldmatrix", "stmatrix"):
-            kind = instruction.opcode[-1]
-            plain = instruction.opcode[0] in ("ld", "st", "atom", "red")
-            if "global" not in instruction.opcode and "param" not in instruction.opcode and plain:
-                widths.append(SIZE[kind])
-            elif instruction.opcode[0] == "cp":
-                widths.append(4)
-    return min(widths)
-
-
-class SharedMemory:
-    """Shared memory of the programs of a chunk, with who wrote and read what since a barrier.
-
-    A read of bytes that nobody wrote raises, and so do accesses of two warps to the same bytes, one
-    of them a write, without a barrier between them. Barriers of some of a program's warps count for
-    all of them: races across those are not seen.
-    """
-
-    def __init__(self, kernel: Kernel, programs: int, size: int, threads: int) -> None:
-        self.size = size
-        self.stride = -(-size // 128) * 128
-        self.threads = threads
-        self.granule = _granule(kernel) if size else 16
-        self.kernel = kernel
-        lanes = np.arange(programs * threads)
-        self.base = (lanes // threads * self.stride).astype(np.int64)
-        self.warp = (lanes % threads // 32 + 1).astype(np.int32)
-        self.bytes = np.empty(programs * self.stride, np.uint8)
-        granules = programs * self.stride // self.granule
-        # 0, or (warp + 1) << 20 | instruction; readers: _MANY once several warps have read.
-        self.writer = np.zeros(granules, np.int32)
-        self.reader = np.zeros(granules, np.int32)
-        self.known = np.zeros(granules, np.bool_)
-
-    _WARP, _ATOMIC, _MANY = 20, 1 << 29, 1 << 30
-
-    def reset(self) -> None:
-        """Forget everything: new programs come."""
-        self.bytes.fill(0xFF)
-        self.writer.fill(0)
-        self.reader.fill(0)
-        self.known.fill(False)
-
-    def synchronize(self, at: At) -> None:
-        """A barrier of the programs of the lanes `at`."""
-        if not self.size:
-            return
-        first, last = (at.start, at.stop - 1) if isinstance(at, slice) else (at[0], at[-1])
-        per = self.stride // self.granule
-        begin, end = int(first) // self.threads * per, (int(last) // self.threads + 1) * per
-        if isinstance(at, slice):
-            self.writer[begin:end] = 0
-            self.reader[begin:end] = 0
-            return
-        programs = np.unique(at // self.threads)
-        self.writer.reshape(-1, per)[programs] = 0
-        self.reader.reshape(-1, per)[programs] = 0
-
-    def offsets(self, at: At, addresses: Array, width: int) -> Array:
-        """Check addresses in the window of shared memory; offsets into `bytes`."""
-        addresses = np.asarray(addresses, np.int64)
-        if (addresses & (width - 1)).any():
-            bad = int(addresses[(addresses & (width - 1)) != 0][0])
-            raise MemoryFault(f"misaligned access of {width} bytes at shared address {bad}")
-        outside = (addresses < 0) | (addresses > self.size - width)
-        if outside.any():
-            bad = int(np.broadcast_to(addresses, outside.shape)[outside][0])
-            raise MemoryFault(f"{width} bytes at shared address {bad} of {self.size}")
-        return self.base[at] + addresses
-
-    def note_read(self, at: At, offsets: Array, width: int, pc: int) -> None:
-        """Check that the bytes are known and that no other warp wrote them since the barrier."""
-        warp = self.warp[at]
-        mark = (warp << self._WARP) | np.int32(pc)
-        for part in range(0, width, self.granule):
-            places = (offsets + part) // self.granule
-            if not self.known[places].all():
-                bad = int(offsets[~self.known[places]][0] % self.stride) + part
-                raise UninitializedRead(f"shared address {bad} was never written")
-            writers = self.writer[places]
-            raced = (writers != 0) & (writers >> self._WARP != warp)
-            if raced.any():
-                self._raise("read", "written", (offsets + part)[raced], writers[raced])
-            readers = self.reader[places]
-            several = (readers != 0) & (readers >> self._WARP != warp)
-            self.reader[places] = np.where(several, self._MANY | pc, mark)
-            # Of several readers in this one instruction only the last is on record.
-            self.reader[places[self.reader[places] >> self._WARP != warp]] = self._MANY | pc
-
-    def note_write(self, at: At, offsets: Array, width: int, pc: int) -> None:
-        """Check that no other warp read or wrote the bytes since the barrier."""
-        warp = self.warp[at]
-        mark = (warp << self._WARP) | np.int32(pc)
-        for part in range(0, width, self.granule):
-            places = (offsets + part) // self.granule
-            for what, marks in (("written", self.writer[places]), ("read", self.reader[places])):
-                raced = (marks != 0) & (marks >> self._WARP != warp)
-                if raced.any():
-                    self._raise("write", what, (offsets + part)[raced], marks[raced])
-            self.writer[places] = mark
-            self.known[places] = True
-            raced = self.writer[places] >> self._WARP != warp
-            if raced.any():
-                self._raise("write", "written", (offsets + part)[raced], self.writer[places][raced])
-
-    def note_atomic(self, at: At, offsets: Array, width: int, pc: int) -> None:
-        """Atomics of several warps are no race, but plain accesses among them are."""
-        warp = self.warp[at]
-        for part in range(0, width, self.granule):
-            places = (offsets + part) // self.granule
-            if not self.known[places].all():
-                bad = int(offsets[~self.known[places]][0] % self.stride) + part
-                raise UninitializedRead(f"shared address {bad} was never written")
-            writers, readers = self.writer[places], self.reader[places]
-            for what, marks in (("written", writers), ("read", readers)):
-                raced = (marks != 0) & (marks >> self._WARP != warp) & (marks & self._ATOMIC == 0)
-                if raced.any():
-                    self._raise("atomic", what, (offsets + part)[raced], marks[raced])
-            self.writer[places] = self._ATOMIC | pc
-
-    def _raise(self, now: str, before: str, places: Array, marks: Array) -> None:
-        mark = int(marks[0])
-        other = self.kernel.instructions[mark & ((1 << self._WARP) - 1)]
-        address = int(places[0] % self.stride)
-        several = mark & (self._MANY | self._ATOMIC)
-        who = "several warps" if several else f"warp {(mark >> self._WARP) - 1}"
-        raise Race(
-            f"{now} of shared address {address}, which {who} "
-            f"{before} since the last barrier by {other}"
+        held = sorted((one for one in self.allocations if one.size), key=_host)
+        ends = [_host(one) + len(one.window) for one in held]
+        apart = all(end <= _host(after) for end, after in zip(ends, held[1:], strict=False))
+        read, written = (
+            _different([(_host(one) // _SECTOR, marks(one)) for one in held], apart)
+            for marks in (lambda one: one.read, lambda one: one.written)
         )
+        return read, written
 
-    def rows(self, element: int, count: int) -> Array:
-        """All bytes as rows of `count` unsigned integers."""
-        return self.bytes.view(UNSIGNED[element]).reshape(-1, count)
+
+def _host(one: Allocation) -> int:
+    return one.window.ctypes.data
+
+
+def _different(marked: list[tuple[int, Array]], apart: bool) -> int:
+    """How many sectors are marked; by their first sector and marks of the ones that follow."""
+    if apart:
+        return sum(int(np.count_nonzero(marks)) for _, marks in marked)
+    return int(np.unique(np.concatenate([s + np.flatnonzero(m) for s, m in marked])).size)
 
 
 class LocalMemory:

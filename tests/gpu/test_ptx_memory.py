@@ -253,6 +253,14 @@ def test_constant_tables() -> None:
     assert out.view(8, 4)[3].tolist() == [10, 20, 30, -40]
 
 
+@pytest.mark.parametrize("kind", ["f32", "u32", "s32", "b32"])
+def test_loads_move_bits_whatever_their_type(kind: str) -> None:
+    """nvcc names the type of what it loads, Triton the number of bits."""
+    x, y = torch.randn(32), torch.zeros(32)
+    run(kernel(_COPY.replace("global.b32", f"global.{kind}"), 2), x, y)
+    assert torch.equal(x, y)
+
+
 def test_narrow_loads_are_extended() -> None:
     x = torch.arange(-16, 16, dtype=torch.int8)
     out = torch.zeros(64, dtype=torch.int32)

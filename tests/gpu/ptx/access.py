@@ -10,7 +10,7 @@ import numpy as np
 from tests.gpu.ptx.errors import KernelFault, MemoryFault, UninitializedRead
 from tests.gpu.ptx.meter import space_of
 from tests.gpu.ptx.operands import Array, At, Read, Step, count, select
-from tests.gpu.ptx.parse import Address, Immediate, Instruction, Name, Operand, Register, Vector
+from tests.gpu.ptx.parse import Address, Instruction, Name, Operand, Register, Vector
 from tests.gpu.ptx.types import SIZE
 
 if TYPE_CHECKING:
@@ -50,6 +50,8 @@ def load(machine: Machine, instruction: Instruction) -> Step:
     space = space_of(instruction)
     into, place = instruction.operands[:2]
     kind = instruction.opcode[-1]
+    if kind[0] != "s":
+        kind = f"b{8 * SIZE[kind]}"
     writers = [machine.registers.writer(r, kind) for r in items(into)]
     if space == "param":
         return _load_parameter(machine, place, kind, writers)
@@ -271,13 +273,6 @@ def convert_address(machine: Machine, instruction: Instruction) -> Step:
         write(at, addresses - shift)
 
     return step
-
-
-def width_of(operand: Operand) -> int:
-    """An immediate number of bytes."""
-    if not isinstance(operand, Immediate):
-        raise NotImplementedError(f"size {operand}")
-    return operand.bits
 
 
 DECODERS = {"ld": load, "ldu": load, "st": store, "cvta": convert_address}

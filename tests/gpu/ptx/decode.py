@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tests.gpu.ptx import access, atomics, convert, copies, exchange, floating, integer, matrix
+from tests.gpu.ptx import (
+    access,
+    atomics,
+    bits,
+    convert,
+    copies,
+    exchange,
+    floating,
+    integer,
+    matrix,
+)
 from tests.gpu.ptx.errors import KernelFault
 from tests.gpu.ptx.operands import At, Step
 from tests.gpu.ptx.parse import Instruction, Name
@@ -19,6 +29,7 @@ _NOTHING = ("membar", "fence", "prefetch", "prefetchu", "nanosleep", "griddepcon
 
 _DECODERS = {
     **integer.DECODERS,
+    **bits.DECODERS,
     **floating.ANY_TYPE,
     **access.DECODERS,
     **atomics.DECODERS,

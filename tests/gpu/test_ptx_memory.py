@@ -255,7 +255,7 @@ def test_constant_tables() -> None:
 
 @pytest.mark.parametrize("kind", ["f32", "u32", "s32", "b32"])
 def test_loads_move_bits_whatever_their_type(kind: str) -> None:
-    """nvcc names the type of what it loads, Triton the number of bits."""
+    """A type is what nvcc names, Triton a number of bits."""
     x, y = torch.randn(32), torch.zeros(32)
     run(kernel(_COPY.replace("global.b32", f"global.{kind}"), 2), x, y)
     assert torch.equal(x, y)

@@ -12,11 +12,13 @@ void Backward<T>::run(const T* saved) {
   const Workspace memory(count.used());
   Arena given(const_cast<T*>(saved)), arena(memory.data());
   lay_out(given, arena);
+  this->pack_weights(true);
   for (int64_t slot = 0; slot < plan_.norm_count; ++slot) this->expand_norm(slot, statistics_);
   if (!in_.save) restore_inputs();
   for (int64_t s = plan_.states() - 1; s >= 0; --s) {
     complete(s);
     if (s == 0) break;
+    if (s == plan_.inputs) this->drop_scratch();
     coefficients(s - 1);
     if (wanted_state(s - 1)) second_stage_back(s - 1);
     bypass_coefficients(s - 1);
@@ -60,7 +62,7 @@ void Backward<T>::lay_out(Arena& saved, Arena& workspace) {
   }
   int64_t most = 0;
   for (size_t s = 0; s < sums_.size(); ++s) {
-    int64_t weights = 0;
+    int64_t& weights = weight_counts_[s] = 0;
     for (size_t e = 0; e < sums_[s].size(); ++e) {
       sums_[s][e].bypass = ChannelSums(plan_.channels - plan_.mixed(), images_, workspace);
       for (size_t k = 0; k < sums_[s][e].candidates.size(); ++k) {
@@ -104,15 +106,6 @@ void Backward<T>::clear_missing(T* data, int64_t numbers, int64_t group) const {
   if (valid == images) return;
   for (int64_t i = 0; i < numbers; i += images)
     std::fill(data + i + valid, data + i + images, T{0});
-}
-
-template <class T>
-int64_t Backward<T>::weight_count(int64_t s) const {
-  int64_t count = 0;
-  for (const EdgeRun<T>& edge : this->bundles_[s].edges)
-    for (const CandidateRun<T>& run : edge.candidates)
-      for (const PackedLayer<T>& layer : run.layers) count += layer.sums();
-  return count;
 }
 
 template <class T>
@@ -304,7 +297,5 @@ template void Backward<double>::add_product(const ChannelSums&, Grid<const doubl
                                             Grid<const double>, const double*, Size,
                                             const GroupBlock&, int64_t,
                                             const Scratch<double>&) const;
-template int64_t Backward<float>::weight_count(int64_t) const;
-template int64_t Backward<double>::weight_count(int64_t) const;
 
 }  // namespace da2s_fast

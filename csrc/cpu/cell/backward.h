@@ -43,7 +43,11 @@ class Backward : public CellPass<T> {
  public:
   Backward(const CellArguments<T>& arguments, const Outer& gradient, const T* statistics,
            const CellGradients<T>& wanted)
-      : CellPass<T>(arguments), outer_(gradient), statistics_(statistics), wanted_(wanted) {
+      : CellPass<T>(arguments),
+        outer_(gradient),
+        statistics_(statistics),
+        wanted_(wanted),
+        weight_counts_(plan_.states()) {
     for (int64_t s = 0; s < plan_.states(); ++s) {
       sums_.emplace_back();
       for (const EdgeRun<T>& edge : this->bundles_[s].edges)
@@ -112,8 +116,6 @@ class Backward : public CellPass<T> {
     if (wanted_.weights && block.begin == images_.first(block.chunk))
       std::fill_n(weight_sums(block, 0), count, 0.0);
   }
-
-  int64_t weight_count(int64_t s) const;
 
   // Finishes the gradient of a state, then takes the sums for the bundle before it.
   void complete(int64_t s);
@@ -214,6 +216,7 @@ class Backward : public CellPass<T> {
   T* zeros_ = nullptr;
   double* weight_sums_ = nullptr;
   int64_t weights_per_chunk_ = 0;
+  std::vector<int64_t> weight_counts_;  // sums of a chunk, by source state
 };
 
 }  // namespace da2s_fast

@@ -90,7 +90,7 @@ void CellPass<T>::lay_out(Arena& saved, Arena& workspace, bool backward) {
   for (int64_t i = 0; i < plan_.inputs; ++i)
     for (const Layer& layer : plan_.preprocess[i]) {
       preprocess_.emplace_back(layer, in_.inputs[i].size, images_.per_group, layer.border());
-      preprocess_.back().pack(in_.weights, backward, workspace);
+      preprocess_.back().lay_out(backward, workspace);
     }
   const int64_t numbers = plan_.norm_offset(plan_.norm_count) * images_.per_group;
   mean_ = workspace.take<T>(numbers);
@@ -98,7 +98,7 @@ void CellPass<T>::lay_out(Arena& saved, Arena& workspace, bool backward) {
   for (Bundle<T>& bundle : bundles_)
     for (EdgeRun<T>& edge : bundle.edges)
       for (CandidateRun<T>& run : edge.candidates) {
-        for (PackedLayer<T>& layer : run.layers) layer.pack(in_.weights, backward, workspace);
+        for (PackedLayer<T>& layer : run.layers) layer.lay_out(backward, workspace);
         if (!backward) run.scale = workspace.take<T>(mixed_lanes());
       }
   size_t used = workspace.used();
@@ -146,6 +146,19 @@ int64_t CellPass<T>::saved_size(const Plan& plan, int64_t batch, const std::vect
 }
 
 template <class T>
+void CellPass<T>::pack_weights(bool backward) {
+  std::vector<PackedLayer<T>*> layers;
+  for (PackedLayer<T>& layer : preprocess_) layers.push_back(&layer);
+  for (Bundle<T>& bundle : bundles_)
+    for (EdgeRun<T>& edge : bundle.edges)
+      for (CandidateRun<T>& run : edge.candidates)
+        for (PackedLayer<T>& layer : run.layers) layers.push_back(&layer);
+  parallel_for(0, static_cast<int64_t>(layers.size()), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) layers[i]->pack(in_.weights, backward);
+  });
+}
+
+template <class T>
 void CellPass<T>::expand_norm(int64_t slot, const T* statistics) {
   const int64_t channels = plan_.norm_channels(slot), images = images_.per_group;
   const T* from = statistics + 2 * plan_.norm_offset(slot);
@@ -169,11 +182,10 @@ Scratch<T> CellPass<T>::make_scratch(Loop loop) const {
   const bool backward = loop == Loop::backward || loop == Loop::preprocess_back;
   const bool preprocess = loop == Loop::preprocess || loop == Loop::preprocess_back;
   int64_t wide = 0, lanes = state_lanes();
-  for (size_t i = 0; preprocess && i < in_.inputs.size(); ++i)
-    for (const Layer& layer : plan_.preprocess[i]) {
-      const PackedLayer<T> packed(layer, in_.inputs[i].size, images_.per_group, layer.border());
-      wide = std::max(wide, packed.padded());
-      lanes = std::max(lanes, packed.in_lanes());
+  if (preprocess)
+    for (const PackedLayer<T>& layer : preprocess_) {
+      wide = std::max(wide, layer.padded());
+      lanes = std::max(lanes, layer.in_lanes());
     }
   const auto lay_out = [&](Arena arena, Scratch<T>& scratch) {
     scratch.input = arena.take<T>(std::max(block * padded(before_), wide));
@@ -205,6 +217,27 @@ Scratch<T> CellPass<T>::make_scratch(Loop loop) const {
   std::memset(scratch.memory->data(), 0, bordered);
   lay_out(Arena(scratch.memory->data()), scratch);
   return scratch;
+}
+
+template <class T>
+Scratch<T> CellPass<T>::take_scratch(Loop loop) const {
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (!free_scratch_.empty() && (loop == Loop::forward || loop == Loop::backward)) {
+      Scratch<T> scratch = std::move(free_scratch_.back());
+      free_scratch_.pop_back();
+      return scratch;
+    }
+  }
+  return make_scratch(loop);
+}
+
+// Inputs differ in their borders: what their preprocessing leaves is of no use to anybody.
+template <class T>
+void CellPass<T>::give_back(Loop loop, Scratch<T> scratch) const {
+  if (loop != Loop::forward && loop != Loop::backward) return;
+  const std::lock_guard<std::mutex> lock(mutex_);
+  free_scratch_.push_back(std::move(scratch));
 }
 
 template <class T>

@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cstdint>
 #include <memory>
+#include <mutex>
+#include <utility>
 #include <vector>
 
 #include "../scalar.h"
@@ -142,11 +144,15 @@ class CellPass {
   // What a loop over the blocks does, which says how much memory it takes. Preprocessing has wider
   // inputs than all else.
   enum class Loop { forward, backward, preprocess, preprocess_back };
-  Scratch<T> make_scratch(Loop loop) const;
   template <class Work>
   void for_blocks(Loop loop, Work work) const {
-    for_each_block(images_, block_groups(), [&] { return make_scratch(loop); }, work);
+    for_each_block(
+        images_, block_groups(), [&] { return take_scratch(loop); },
+        [&](Scratch<T> scratch) { give_back(loop, std::move(scratch)); }, work);
   }
+  // Forgets what loops have left for the next ones, before states of another size come: borders lie
+  // elsewhere then.
+  void drop_scratch() const { free_scratch_.clear(); }
 
   // Every candidate with at least so many layers, on every group of a block.
   std::vector<Step> steps(const Bundle<T>& bundle, const GroupBlock& block, size_t layers) const;
@@ -201,6 +207,9 @@ class CellPass {
   void second_stage(const Bundle<T>& bundle, const GroupBlock& block, const Scratch<T>& scratch,
                     bool moments) const;
 
+  // Puts the weights into the order that the layers read them in.
+  void pack_weights(bool backward);
+
   const CellArguments<T>& in_;
   const Plan& plan_;
   Images images_;
@@ -211,6 +220,14 @@ class CellPass {
   std::vector<T*> states_;
   T* mean_ = nullptr;
   T* rstd_ = nullptr;
+
+ private:
+  Scratch<T> make_scratch(Loop loop) const;
+  Scratch<T> take_scratch(Loop loop) const;
+  void give_back(Loop loop, Scratch<T> scratch) const;
+
+  mutable std::mutex mutex_;
+  mutable std::vector<Scratch<T>> free_scratch_;  // of forward or backward loops, borders are zero
 };
 
 }  // namespace da2s_fast

@@ -8,9 +8,8 @@ namespace da2s_fast {
 template <class T>
 void Backward<T>::second_stage_back(int64_t s) {
   const Bundle<T>& bundle = this->bundles_[s];
-  const int64_t weights = weight_count(s);
   this->for_blocks(Loop::backward, [&](const GroupBlock& block, const Scratch<T>& scratch) {
-    clear_weights(block, weights);
+    clear_weights(block, weight_counts_[s]);
     this->fill_input(bundle, block, scratch);
     begin_gradient(bundle, block);
     if (layers_back(bundle, block, scratch)) relu_back(bundle, block, scratch, false);

@@ -25,6 +25,7 @@ class Forward : public CellPass<T> {
     const Workspace memory(count.used());
     Arena given(saved), arena(memory.data());
     lay_out(given, arena);
+    this->pack_weights(false);
     for (const Edge& edge : plan_.edges)
       std::fill_n(bypass_scales_ + edge.row * this->rest_lanes(), this->rest_lanes(),
                   static_cast<T>(in_.g[edge.row]));

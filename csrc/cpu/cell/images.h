@@ -2,8 +2,11 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
+#include <atomic>
 #include <cstdint>
 #include <numeric>
+#include <utility>
 
 #include "../parallel.h"
 
@@ -44,15 +47,22 @@ struct GroupBlock {
   int64_t index(int64_t group) const { return group - begin; }
 };
 
-// Calls work(block, scratch) for all blocks of at most `size` groups, several at a time, with one
-// scratch = make_scratch() for each thread.
-template <class MakeScratch, class Work>
-void for_each_block(const Images& images, int64_t size, MakeScratch make_scratch, Work work) {
-  parallel_for(0, images.chunks, 1, [&](int64_t begin, int64_t end) {
-    auto scratch = make_scratch();
-    for (int64_t chunk = begin; chunk < end; ++chunk)
+// Calls work(block, scratch) for all blocks of at most `size` groups, several at a time, with a
+// scratch = take() for each thread, handed to give_back(scratch) at the end. A thread begins with
+// the chunks that are its own in every loop, which its cache may still hold; whoever is done early
+// takes what others have left.
+template <class Take, class GiveBack, class Work>
+void for_each_block(const Images& images, int64_t size, Take take, GiveBack give_back, Work work) {
+  std::array<std::atomic<bool>, kMostChunks> taken{};
+  parallel_for(0, images.chunks, 1, [&](int64_t begin, int64_t) {
+    auto scratch = take();
+    for (int64_t i = 0; i < images.chunks; ++i) {
+      const int64_t chunk = (begin + i) % images.chunks;
+      if (taken[chunk].exchange(true, std::memory_order_relaxed)) continue;
       for (int64_t at = images.first(chunk); at < images.first(chunk + 1); at += size)
         work(GroupBlock{chunk, at, std::min(at + size, images.first(chunk + 1))}, scratch);
+    }
+    give_back(std::move(scratch));
   });
 }
 

@@ -52,17 +52,19 @@ void PackedLayer<T>::for_each_product_weight(Visit visit) const {
 }
 
 template <class T>
-void PackedLayer<T>::pack(const std::vector<const T*>& weights, bool turned, Arena& arena) {
-  const int64_t in = layer_.in_channels, out = layer_.out_channels, lanes = out_lanes();
-  const int64_t products = layer_.taps_of_product() * in * lanes;
-  const int64_t transposed = layer_.taps_of_product() * out * in_lanes_;
+void PackedLayer<T>::lay_out(bool turned, Arena& arena) {
   if (layer_.separable) {
     spatial_ = arena.take<T>(layer_.taps() * in_lanes_);
     if (turned) turned_ = arena.take<T>(layer_.taps() * in_lanes_);
   }
-  product_ = arena.take<T>(products);
-  if (turned) transposed_ = arena.take<T>(transposed);
-  if (product_ == nullptr) return;  // only counting
+  product_ = arena.take<T>(layer_.taps_of_product() * product_sums());
+  if (turned)
+    transposed_ = arena.take<T>(layer_.taps_of_product() * layer_.out_channels * in_lanes_);
+}
+
+template <class T>
+void PackedLayer<T>::pack(const std::vector<const T*>& weights, bool turned) const {
+  const int64_t in = layer_.in_channels, out = layer_.out_channels, lanes = out_lanes();
   if (layer_.separable) {
     const int64_t taps = layer_.taps();
     for (int64_t tap = 0; tap < taps; ++tap)
@@ -72,8 +74,9 @@ void PackedLayer<T>::pack(const std::vector<const T*>& weights, bool turned, Are
         if (turned) turned_[(taps - 1 - tap) * in_lanes_ + lane] = weight;
       }
   }
-  if (layer_.halves) std::memset(product_, 0, products * sizeof(T));
-  if (turned) std::memset(transposed_, 0, transposed * sizeof(T));
+  const int64_t taps = layer_.taps_of_product();
+  if (layer_.halves) std::fill_n(product_, taps * product_sums(), T{0});
+  if (turned) std::fill_n(transposed_, taps * out * in_lanes_, T{0});
   for_each_product_weight([&](int64_t tensor, int64_t at, int64_t tap, int64_t i, int64_t o) {
     const T weight = weights[layer_.weight + tensor][at];
     std::fill_n(product_ + (tap * in + i) * lanes + o * images_, images_, weight);

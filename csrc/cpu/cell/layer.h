@@ -21,8 +21,10 @@ class PackedLayer {
   // `images` in a group; inputs lie inside a border of `border` zeros.
   PackedLayer(const Layer& layer, Size size, int64_t images, int64_t border);
 
-  // Packs the weights into memory from the arena; `turned` ones are needed by backward only.
-  void pack(const std::vector<const T*>& weights, bool turned, Arena& arena);
+  // Takes memory for the weights; `turned` ones are needed by backward only.
+  void lay_out(bool turned, Arena& arena);
+  // Puts the weights there.
+  void pack(const std::vector<const T*>& weights, bool turned) const;
 
   const Layer& layer() const { return layer_; }
   Size in_size() const { return size_; }

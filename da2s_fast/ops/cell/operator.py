@@ -1,23 +1,20 @@
-"""The cell as operators of torch's: schemas, fake implementations, gradients, operation counts.
+"""The cell as operators of torch's: schemas, fake implementations, operation counts.
 
-`da2s_fast.ops.cell.function` says what they compute; compiled libraries implement them.
+`da2s_fast.ops.cell.function` says what they compute; compiled libraries implement them;
+`da2s_fast.ops.cell.autograd` differentiates them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from da2s_fast.ops._backend import (
-    LIBRARY,
-    define_operator,
-    has_kernel,
-    refuse_double_backward,
-)
+from da2s_fast.ops._backend import LIBRARY, define_operator, has_kernel
+from da2s_fast.ops.cell import autograd
 from da2s_fast.ops.cell.cost import Size, backward_operations, forward_operations
 from da2s_fast.ops.cell.plan import CellPlan, decode
 
@@ -46,6 +43,7 @@ _UPDATE = define_operator(
 _SAVED_SIZE = define_operator(
     "cell_saved_size(int[] plan, int batch, int[] sizes, bool save, int element) -> int"
 )
+autograd.register()
 HAS_CPU_KERNEL = has_kernel(_FORWARD, "cpu")
 
 
@@ -124,57 +122,6 @@ def _fake_backward(  # noqa: PLR0917 - the schema's arguments
 @torch.library.register_fake(_UPDATE, lib=LIBRARY)
 def _fake_update(*_: Any) -> None:
     """Buffers keep their shapes."""
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    xs, p, g, weights, running, *ctx.settings = inputs
-    _, statistics, saved = output
-    ctx.mark_non_differentiable(statistics, saved)
-    ctx.set_materialize_grads(False)
-    ctx.lengths = len(xs), len(weights), len(running)
-    # None cannot stand among saved tensors under every transformation of torch's.
-    ctx.has_g = g is not None
-    ctx.save_for_backward(*xs, *weights, p, statistics, saved, *([g] if ctx.has_g else []))
-
-
-def _backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]:
-    inputs, weights, running = ctx.lengths
-    tensors = list(ctx.saved_tensors)
-    xs, ws, (p, statistics, saved, *rest) = (
-        tensors[:inputs],
-        tensors[inputs : inputs + weights],
-        tensors[inputs + weights :],
-    )
-    g = rest[0] if ctx.has_g else None
-    for_inputs, for_p, for_g, for_weights, *_ = ctx.needs_input_grad
-    # torch takes an empty list of numbers for a list of tensors.
-    frozen: list[None] | None = None if ctx.settings[0] else []
-    constants: tuple[Any, ...] = ([None] * running, frozen, None, None, None)
-    if grad is None:
-        return [None] * inputs, None, None, [None] * weights, *constants
-    mask = [*for_inputs, for_p, ctx.has_g and bool(for_g), any(for_weights)]
-    found, grad_p, grad_g, flat = torch.ops.da2s_fast.cell_backward(
-        grad, xs, p, g, ws, statistics, saved, *ctx.settings, mask
-    )
-    parts = flat.split([w.numel() for w in ws]) if mask[-1] else ws
-    return (
-        [x if wanted else None for x, wanted in zip(found, for_inputs, strict=True)],
-        grad_p if for_p else None,
-        grad_g if mask[-2] else None,
-        [
-            part.view(weight.shape) if wanted else None
-            for part, weight, wanted in zip(parts, ws, for_weights, strict=True)
-        ],
-        *constants,
-    )
-
-
-def _double_backward(ctx: Any, *grads: Tensor | None) -> NoReturn:
-    refuse_double_backward("cell")
-
-
-torch.library.register_autograd(_FORWARD, _backward, setup_context=_setup_context, lib=LIBRARY)
-torch.library.register_autograd(_BACKWARD, _double_backward, lib=LIBRARY)
 
 
 def _sizes(inputs: Sequence[Sequence[int]]) -> list[Size]:

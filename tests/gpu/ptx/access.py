@@ -10,7 +10,7 @@ import numpy as np
 from tests.gpu.ptx.errors import KernelFault, MemoryFault, UninitializedRead
 from tests.gpu.ptx.meter import space_of
 from tests.gpu.ptx.operands import Array, At, Read, Step, count, select
-from tests.gpu.ptx.parse import Address, Instruction, Name, Operand, Register, Vector
+from tests.gpu.ptx.parse import Address, Instruction, Operand, Register, Vector
 from tests.gpu.ptx.types import SIZE
 
 if TYPE_CHECKING:
@@ -80,20 +80,41 @@ def load(machine: Machine, instruction: Instruction) -> Step:
 def _load_parameter(
     machine: Machine, place: Operand, kind: str, writers: list[Callable[[At, Any], None]]
 ) -> Step:
-    if not isinstance(place, Address):
-        raise NotImplementedError(f"address {place}")
-    if not isinstance(place.base, Name):
-        raise NotImplementedError("parameters at computed addresses")
-    where = {p.name: p.offset for p in machine.kernel.parameters}
-    start = where[place.base.name] + place.base.offset + place.offset
     size = SIZE[kind]
     dtype = np.dtype(f"i{size}" if kind[0] == "s" else f"u{size}")
-    end = start + size * len(writers)
-    values = machine.parameters[start:end].view(dtype)
+    width = size * len(writers)
+    data = machine.parameters
+    if not isinstance(place, Address):
+        raise NotImplementedError(f"address {place}")
+    if isinstance(place.base, Register):
+        return _load_computed_parameter(machine, place, dtype, writers)
+    start = machine.registers.addresses[place.base.name] + place.base.offset + place.offset
+    values = data[start : start + width].view(dtype)
 
     def step(at: At) -> None:
         for value, write in zip(values, writers, strict=True):
             write(at, value)
+
+    return step
+
+
+def _load_computed_parameter(
+    machine: Machine, place: Address, dtype: Any, writers: list[Callable[[At, Any], None]]
+) -> Step:
+    """A read of one of several parameters, which the compiler has chosen by address."""
+    read = address_reader(machine, place)
+    width = dtype.itemsize * len(writers)
+    size = machine.parameters.size
+
+    def step(at: At) -> None:
+        addresses = np.asarray(read(at), np.int64)
+        wrong = (addresses < 0) | (addresses > size - width) | (addresses % width != 0)
+        if wrong.any():
+            bad = int(addresses[wrong][0])
+            raise MemoryFault(f"{width} bytes at {bad} of {size} bytes of parameters")
+        rows = machine.parameters[addresses[:, None] + np.arange(width)].view(dtype)
+        for column, write in enumerate(writers):
+            write(at, rows[:, column])
 
     return step
 

@@ -1,8 +1,8 @@
-"""Executes a kernel: all lanes of several programs in lock-step, the lowest address first.
+"""Executes a kernel: all lanes of several programs in lock-step, those of the earliest turn first.
 
-Lanes that are at the same instruction form a group. The group with the lowest program counter runs
-until it reaches the next group, which it joins. Barriers hold lanes back until all of their program
-have come.
+Lanes that are at the same instruction form a group. The group whose turn is the earliest (`order`)
+runs until it comes to where another one's turn is, or meets it and joins. Barriers hold lanes back
+until all of their program have come.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from tests.gpu.ptx.errors import DivergentBarrier, KernelFault, NoProgress
 from tests.gpu.ptx.memory import GlobalMemory, LocalMemory
 from tests.gpu.ptx.meter import Counts
 from tests.gpu.ptx.operands import Array, At, Registers, Step, contiguous, numbers, select
+from tests.gpu.ptx.order import order_of
 from tests.gpu.ptx.parse import Instruction, Kernel, Name
 from tests.gpu.ptx.shared import SharedMemory
 
@@ -104,10 +105,12 @@ class Machine:
         self._special(block)
         addresses = {name: v.offset for name, v in kernel.variables.items()}
         addresses |= memory.add_variables(kernel)
+        addresses |= {p.name: p.offset for p in kernel.parameters}
         self.registers = Registers(kernel, lanes, self.special, addresses)
         self.carry = np.zeros(lanes, np.bool_)
         self.copies = Copies(self, lanes)
         self.current = 0
+        self.order = order_of(kernel)
         self.program = [self._decode(i) for i in kernel.instructions]
 
     def _special(self, block: tuple[int, int, int]) -> None:
@@ -200,53 +203,52 @@ class Machine:
 
 
 class _Schedule:
-    """Groups of lanes by program counter, and those that wait."""
+    """Groups of lanes by turn and program counter, and those that wait."""
 
     def __init__(self, machine: Machine, at: slice) -> None:
         self.machine = machine
-        self.heap: list[int] = []
-        self.groups: dict[int, list[At]] = {}
+        self.heap: list[tuple[int, int]] = []
+        self.groups: dict[tuple[int, int], list[At]] = {}
         self.held: dict[int, list[_Held]] = {}
         self.arrived: dict[int, Array] = {}
-        self.add(0, at)
+        self.add(0, 0, at)
 
-    def add(self, pc: int, at: At) -> None:
-        if pc not in self.groups:
-            heapq.heappush(self.heap, pc)
-            self.groups[pc] = []
-        self.groups[pc].append(at)
+    def add(self, source: int, pc: int, at: At) -> None:
+        """Lanes go from the instruction `source` to the one at `pc`."""
+        key = self.machine.order.turn(source, pc), pc
+        if key not in self.groups:
+            heapq.heappush(self.heap, key)
+            self.groups[key] = []
+        self.groups[key].append(at)
 
     def take(self) -> tuple[int, At]:
-        pc = heapq.heappop(self.heap)
-        parts = self.groups.pop(pc)
+        key = heapq.heappop(self.heap)
+        parts = self.groups.pop(key)
         if len(parts) == 1:
-            return pc, parts[0]
-        return pc, contiguous(np.sort(np.concatenate([numbers(part) for part in parts])))
+            return key[1], parts[0]
+        return key[1], contiguous(np.sort(np.concatenate([numbers(part) for part in parts])))
 
     def run(self) -> None:
-        machine, program = self.machine, self.machine.program
+        machine, program, block = self.machine, self.machine.program, self.machine.order.block
         end, left = len(program), _RUNS
         while self.heap:
             pc, at = self.take()
-            until = self.heap[0] if self.heap else end
             first = pc
             warps = warps_of(at)
-            while pc < until:
+            own = block[pc]
+            while block[pc] == own:
                 machine.current = pc
                 control = program[pc](at)
                 pc += 1
                 if control is None:
                     continue
-                machine.counts.issued(first, pc, warps)
                 rest = self.follow(control, at, pc)
-                first = pc
                 if rest is None:
                     break
-                until = self.heap[0] if self.heap else end
             else:
-                machine.counts.issued(first, pc, warps)
                 if pc < end:
-                    self.add(pc, at)
+                    self.add(pc - 1, pc, at)
+            machine.counts.issued(first, pc, warps)
             left -= 1
             if left < 0:
                 raise NoProgress(f"more than {_RUNS} jumps: do threads wait for later ones?")
@@ -258,24 +260,24 @@ class _Schedule:
         if isinstance(control, Wait):
             return self._arrive(control, at, pc)
         if control.target is not None:
-            self.add(control.target, control.at)
+            self.add(pc - 1, control.target, control.at)
         if control.at is at:
             return None
-        self.add(pc, without(at, control.at))
+        self.add(pc - 1, pc, without(at, control.at))
         return None
 
     def _arrive(self, wait: Wait, at: At, pc: int) -> At | None:
         machine = self.machine
         came = wait.at
         if came is not at:
-            self.add(pc, without(at, came))
+            self.add(pc - 1, pc, without(at, came))
         if wait.threads is None and not self.held.get(wait.barrier) and self._whole(came):
             machine.shared.synchronize(came)
             if wait.done:
                 wait.done(came)
             if came is at:
                 return at
-            self.add(pc, came)
+            self.add(pc - 1, pc, came)
             return None
         lanes = numbers(came)
         if (np.bincount(lanes >> 5) % 32).any():
@@ -290,7 +292,7 @@ class _Schedule:
         if wait.holds:
             held.append(_Held(lanes, pc))
         else:
-            self.add(pc, came)
+            self.add(pc - 1, pc, came)
         complete = arrived == (wait.threads or machine.threads)
         if complete.any():
             arrived[complete] = 0
@@ -307,7 +309,7 @@ class _Schedule:
             wait.done(everyone)
         for h in going:
             if h.at.size:
-                self.add(h.pc, contiguous(h.at))
+                self.add(h.pc - 1, h.pc, contiguous(h.at))
 
     def _whole(self, at: At) -> bool:
         threads = self.machine.threads

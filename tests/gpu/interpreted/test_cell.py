@@ -7,26 +7,19 @@ import torch
 import triton.language as tl
 from triton.runtime import interpreter
 
-from da2s_fast.ops.cell.plan import CellPlan
-from da2s_fast.ops.cell.triton import backward, forward, layout
-from da2s_fast.ops.cell.triton.tables import tables_of
-from tests.ops.cell_cases import BOTH, FEW, NAS_BENCH_201, PLANS, as_results, make_case
-from tests.ops.cell_cases import evaluate as evaluate_case
-from tests.ops.compare import Mismatch, assert_as_accurate
+from da2s_fast.ops.cell.triton import forward
+from tests.gpu.cells import SMALL, WIDE, check, evaluate, tiles_of
+from tests.ops.cell_cases import make_case
+from tests.ops.compare import Mismatch
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 
 @pytest.fixture(autouse=True)
-def small_tiles(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def small_tiles() -> Iterator[None]:
     """Several tiles and chunks even of tiny images."""
-    monkeypatch.setattr(layout, "PIXELS", 32)
-    monkeypatch.setattr(layout, "CHUNK_PIXELS", 32)
-    for cache in (layout.layout_of, tables_of):
-        cache.cache_clear()
-    yield
-    for cache in (layout.layout_of, tables_of):
-        cache.cache_clear()
+    with tiles_of(32):
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -54,42 +47,6 @@ def patched_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(interpreter, "_patch_lang", patch)
 
 
-def evaluate(case, memory="save"):
-    """As `evaluate` of the CPU's tests, by the drivers."""
-    save, plan = memory == "save", case.plan
-    settings = case.frozen, list(plan.code), 1e-3, save
-    running = case.running if case.frozen else []
-    output, statistics, saved = forward.cell(
-        case.inputs, case.p, case.g, case.weights, running, *settings
-    )
-    torch.manual_seed(1)
-    incoming = torch.randn(output.shape, dtype=torch.float64).to(output.dtype)
-    mask = [True] * len(case.inputs) + [True, case.g is not None, bool(case.weights)]
-    inputs, p, g, weights = backward.cell_backward(
-        incoming, case.inputs, case.p, case.g, case.weights, statistics, saved, *settings, mask
-    )
-    parts = weights.split([w.numel() for w in case.weights])
-    gradients = (*inputs, p, *([] if case.g is None else [g]), *parts)
-    return as_results(case, output, statistics, gradients)
-
-
-def check(case, dtype=torch.float64, **options):
-    exact = evaluate_case(case.to(torch.float64), backend="reference")
-    own = case.to(dtype)
-    eager = exact if dtype == torch.float64 else evaluate_case(own, backend="reference")
-    found = evaluate(case.to(dtype), **options)
-    assert_as_accurate(found, eager, exact)
-    return found
-
-
-SMALL = {
-    "cut": PLANS["cut"],
-    "pools": PLANS["no weights"],
-    "halves": CellPlan(3, ("skip_connect",), 1, True, ("reduce", "conv")),
-    "dense, partial": CellPlan(4, NAS_BENCH_201, 1, True, ("identity",), 2, 1, False),
-    "separable": CellPlan(3, FEW, 2, False, ("conv",)),
-    "dilated": CellPlan(5, ("dil_conv_5x5", "avg_pool_3x3"), 1, True, ("identity",)),
-}
 small = pytest.mark.parametrize("plan", SMALL.values(), ids=SMALL.keys())
 
 
@@ -105,7 +62,7 @@ def test_is_as_accurate_in_single_precision(plan):
 
 
 def test_products_in_tensor_shapes():
-    check(make_case(CellPlan(17, ("sep_conv_3x3",), 1, False, BOTH), (2, 4, 4)), torch.float32)
+    check(make_case(WIDE, (2, 4, 4)), torch.float32)
 
 
 @small

@@ -12,11 +12,16 @@ that results are the same bits from run to run.
 | file | kernels |
 | --- | --- |
 | `prepare` | the inputs' preprocessing: convolutions, then states |
-| `forward` | `convolve`, layers and pools with their moments; `mix`, a node |
-| `sums` | the sums of the norms' backward passes |
-| `pull` | from the gradient behind a layer's norm to the one before its product, and weights |
-| `reach` | from there to a state (`reach_states`) or to an inner norm (`reach_inner`) |
+| `convolve` | layers and pools with their moments |
+| `mix` | a node |
+| `sums` | the output's gradient; the sums of the norms' backward passes |
+| `reach` | from the gradient behind a norm to a state (`reach_states`) or an inner norm |
 | `prepare_backward` | the preprocessing's gradients |
 | `finish` | gradients of weights, of p and of g, from the chunks' sums |
-| `rows`, `common` | the tables' columns; what the kernels share |
+
+`window`, `norm_backward`, `pull` and `gather` have what these are made of, `rows` the tables'
+columns, `common` what all share.
+
+A cell of two inputs and four nodes takes 14 launches forward, 3 of them for each node, and 11
+backward, 2 for each node. Where layers are computed again, 8 + 3 more.
 """

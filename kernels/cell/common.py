@@ -1,7 +1,7 @@
 """What the kernels of the cell share: pixels, products over channels, sums over chunks.
 
-A chunk is PIXELS * tiles_per_chunk pixels one after the other; CHUNKS, a power of two, cover a
-batch, the last of them perhaps with fewer pixels or none.
+A chunk is PIXELS * tiles_per_chunk pixels one after the other, in the backward pass whole images;
+CHUNKS, a power of two, cover a batch, the last of them perhaps with fewer pixels or none.
 """
 
 import triton
@@ -85,6 +85,13 @@ def chunk_sizes(pixels, tiles_per_chunk, PIXELS: tl.constexpr, CHUNKS: tl.conste
     """Return how many pixels every chunk has, (CHUNKS,) float64."""
     before = tl.arange(0, CHUNKS) * (tiles_per_chunk * PIXELS)
     return tl.minimum(tl.maximum(pixels - before, 0), tiles_per_chunk * PIXELS).to(tl.float64)
+
+
+@triton.jit
+def own_pixels(chunk, images, size, pixels):
+    """Return the first pixel of a chunk of whole images, and the one behind it."""
+    first = tl.minimum(chunk * images * size, pixels)
+    return first, tl.minimum(first + images * size, pixels)
 
 
 @triton.jit

@@ -1,8 +1,7 @@
 """Gradients of what a cell learns, from what the chunks have summed.
 
-add_chunks: grid (blocks of numbers). Adds the chunks' gradients of weights, in order.
-
-mixture_gradients: grid (edges). From sum G (z - mean) of every candidate follow dL/dp and dL/dg.
+finish: grid (edges and blocks of numbers). For edges: from sum G (z - mean) of every candidate
+follow dL/dp and dL/dg. For blocks: adds the chunks' gradients of weights, in order.
 """
 
 import triton
@@ -23,9 +22,9 @@ from da2s_fast.kernels.cell.rows import (
 
 
 @triton.jit
-def add_chunks(partial, to, numbers, CHUNKS: tl.constexpr, BLOCK: tl.constexpr):
-    """Write the sum over chunks of (CHUNKS, numbers)."""
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+def add_chunks(partial, to, numbers, block, CHUNKS: tl.constexpr, BLOCK: tl.constexpr):
+    """Write a block of the sum over chunks of (CHUNKS, numbers)."""
+    at = block * BLOCK + tl.arange(0, BLOCK)
     there = at < numbers
     total = tl.zeros((BLOCK,), tl.float64)
     for chunk in range(0, CHUNKS):
@@ -35,9 +34,57 @@ def add_chunks(partial, to, numbers, CHUNKS: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def finish(
+    table,
+    rows,
+    edges,
+    p_weights,
+    g_weights,
+    operations,
+    statistics,
+    sums,
+    weight_gradients,
+    weight_count,
+    to_p,
+    to_g,
+    to_weights,
+    channels,
+    EPS: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ADDED: tl.constexpr,
+    OPERATIONS: tl.constexpr,
+):
+    """Write dL/dp, (edges, operations), dL/dg, (edges,), and dL/dweights, each if it is not None.
+
+    Given:
+        table: of `Layer`: all candidates and bypasses of all edges.
+        rows: how many.
+        edges: how many; 0 where nobody wants dL/dp or dL/dg.
+        operations: columns of p.
+        weight_gradients: (CHUNKS, weight_count).
+        channels: that candidates see.
+        ADDED: numbers that a program adds up over the chunks.
+        OPERATIONS: a power of two, no less than operations.
+    """
+    if tl.program_id(0) >= edges:
+        if to_weights is not None:
+            add_chunks(
+                weight_gradients, to_weights, weight_count, tl.program_id(0) - edges, CHUNKS,
+                ADDED,
+            )  # fmt: skip
+    else:
+        mixture_gradients(
+            table, rows, tl.program_id(0), p_weights, g_weights, operations, statistics, sums,
+            to_p, to_g, channels, EPS, CHUNKS, BLOCK, OPERATIONS,
+        )  # fmt: skip
+
+
+@triton.jit
 def mixture_gradients(
     table,
     rows,
+    edge,
     p_weights,
     g_weights,
     operations,
@@ -51,16 +98,7 @@ def mixture_gradients(
     BLOCK: tl.constexpr,
     OPERATIONS: tl.constexpr,
 ):
-    """Write dL/dp, (edges, operations), and dL/dg, (edges,), each if it is not None.
-
-    Given:
-        table: of `Layer`: all candidates and bypasses of all edges.
-        rows: how many.
-        operations: columns of p.
-        channels: that candidates see.
-        OPERATIONS: a power of two, no less than operations.
-    """
-    edge = tl.program_id(0)
+    """Write dL/dp and dL/dg of an edge."""
     column = tl.arange(0, OPERATIONS)
     there = column < operations
     p = tl.load(p_weights + edge * operations + column, mask=there, other=0.0).to(tl.float64)

@@ -85,6 +85,19 @@ def load_either(
 
 
 @triton.jit
+def part_of(row):
+    """Return input channels, output channels, the first of them, stride, shift and position."""
+    return (
+        tl.load(row + PART_CIN).to(tl.int32),
+        tl.load(row + PART_COUT).to(tl.int32),
+        tl.load(row + PART_COLUMN).to(tl.int32),
+        tl.load(row + PART_STRIDE).to(tl.int32),
+        tl.load(row + PART_SHIFT).to(tl.int32),
+        tl.load(row + PART_POSITION),
+    )
+
+
+@triton.jit
 def prepare(
     table,
     inputs,
@@ -106,12 +119,7 @@ def prepare(
     """Write the convolutions' outputs to scratch, (pixels, channels), and their moments."""
     chunk = tl.program_id(0)
     row = table + tl.program_id(1) * PART
-    cin = tl.load(row + PART_CIN).to(tl.int32)
-    cout = tl.load(row + PART_COUT).to(tl.int32)
-    stride = tl.load(row + PART_STRIDE).to(tl.int32)
-    shift = tl.load(row + PART_SHIFT).to(tl.int32)
-    position = tl.load(row + PART_POSITION)
-    column = tl.load(row + PART_COLUMN).to(tl.int32)
+    cin, cout, column, stride, shift, position = part_of(row)
     w = weights + tl.load(row + PART_PRODUCT)
     z = scratch + place_of(row + PART_Z)
     moment = moments + tl.load(row + PART_MOMENTS) + chunk * 2 * channels

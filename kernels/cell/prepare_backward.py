@@ -2,12 +2,11 @@
 
 What a norm needs is at hand without its z: the state is the normalized tensor.
 
-reach_input: grid (tiles of the input's pixels, blocks of its channels), a launch for each input. A
-program owns a tile of the input's gradient; FactorizedReduce hands a pixel something from the first
-half if its row and column are even, from the second if they are odd.
-
-pull_inputs: grid (chunks, parts, blocks of output x blocks of input channels). The weights'
-gradients, chunk by chunk.
+leave: grid (programs of a task, inputs and parts). For an input a program owns a tile of its
+gradient, of some pixels and channels; FactorizedReduce hands a pixel something from the first half
+if its row and column are even, from the second if they are odd. For a part of the preprocessing it
+has a chunk of images and a block of the weights' gradient. Tasks differ in size: programs that are
+too many do nothing.
 """
 
 import triton
@@ -17,28 +16,23 @@ from da2s_fast.kernels.cell.common import (
     chunk_sum,
     inverse_deviation,
     load_pixels,
+    own_pixels,
     place_of,
     product,
     rectified,
     split,
     through_relu,
 )
-from da2s_fast.kernels.cell.prepare import load_either, load_input
-from da2s_fast.kernels.cell.pull import before_norm
-from da2s_fast.kernels.cell.reach import outputs_of
+from da2s_fast.kernels.cell.gather import outputs_of
+from da2s_fast.kernels.cell.norm_backward import before_norm
+from da2s_fast.kernels.cell.prepare import load_either, load_input, part_of
 from da2s_fast.kernels.cell.rows import (
     PART,
-    PART_CIN,
-    PART_COLUMN,
-    PART_COUT,
     PART_FROZEN,
     PART_GRADIENT,
-    PART_POSITION,
     PART_PRODUCT,
-    PART_SHIFT,
     PART_STATE,
     PART_STATISTICS,
-    PART_STRIDE,
     PART_SUMS,
 )
 
@@ -76,6 +70,75 @@ def behind_product(
 
 
 @triton.jit
+def leave(
+    table,
+    inputs,
+    strides,
+    sizes,
+    to,
+    to_strides,
+    cins,
+    firsts,
+    parts,
+    state_gradients,
+    weights,
+    weight_gradients,
+    states,
+    gradients,
+    statistics,
+    sums,
+    batch,
+    pixels,
+    height,
+    width,
+    channels,
+    weight_count,
+    images,
+    in_blocks,
+    WEIGHTS: tl.constexpr,
+    EPS: tl.constexpr,
+    DOT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    PIXELS: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Write the inputs' gradients and the chunks' gradients of the preprocessing's weights.
+
+    Given:
+        table: of `Part`.
+        inputs: tensors, any strides and type.
+        to: their gradients, likewise; None where nobody wants one.
+        cins: channels of the inputs.
+        firsts: the first row of each.
+        parts: how many rows each has; none where it is the state itself.
+        state_gradients: where the gradients of their states are among the gradients.
+        weight_gradients: (chunks, weight_count).
+        batch: images.
+        pixels: of a state.
+        images: of a chunk.
+        in_blocks: blocks of input channels of the weights' gradients.
+    """
+    task = tl.program_id(1)
+    for position in tl.static_range(len(inputs)):
+        if to[position] is not None:  # noqa: SIM102 - not compiled else
+            if task == position:
+                reach_input(
+                    table, firsts[position], parts[position], inputs[position], strides[position],
+                    sizes[position], to[position], to_strides[position], cins[position], weights,
+                    states, gradients, state_gradients[position], statistics, sums, batch, pixels,
+                    height, width, channels, EPS, DOT, PRECISION, PIXELS, CHUNKS, BLOCK,
+                )  # fmt: skip
+    if WEIGHTS:  # noqa: SIM102 - not compiled else
+        if task >= len(inputs):
+            pull_input(
+                table + (task - len(inputs)) * PART, inputs, strides, sizes, states, gradients,
+                weight_gradients, statistics, sums, pixels, height, width, channels, weight_count,
+                images, in_blocks, EPS, DOT, PRECISION, PIXELS, CHUNKS, BLOCK,
+            )  # fmt: skip
+
+
+@triton.jit
 def reach_input(
     table,
     first,
@@ -92,7 +155,7 @@ def reach_input(
     state_gradient,
     statistics,
     sums,
-    x_pixels,
+    batch,
     pixels,
     height,
     width,
@@ -104,22 +167,14 @@ def reach_input(
     CHUNKS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Write an input's gradient, any strides and type.
-
-    Given:
-        table: of `Part`.
-        first: the input's first row.
-        parts: how many it has; none where it is the state itself.
-        x: the input.
-        to: its gradient.
-        state_gradient: where its state's gradient is among the gradients.
-        x_pixels: of the input.
-        pixels: of the state.
-    """
-    p = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
+    """Write a tile of an input's gradient."""
+    x_pixels = batch * x_size[0] * x_size[1]
+    tiles = tl.cdiv(x_pixels, PIXELS)
+    p = tl.program_id(0) % tiles * PIXELS + tl.arange(0, PIXELS)
     live = p < x_pixels
     n, y, x_column = split(p, x_size[0], x_size[1])
-    c = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    # Behind the last block no channel is known.
+    c = tl.program_id(0) // tiles * BLOCK + tl.arange(0, BLOCK)
     known = c < cin
     dtype: tl.constexpr = states.dtype.element_ty
     total = tl.zeros((PIXELS, BLOCK), dtype)
@@ -129,10 +184,7 @@ def reach_input(
     else:
         for index in range(0, parts):
             row = table + (first + index) * PART
-            shift = tl.load(row + PART_SHIFT).to(tl.int32)
-            stride = tl.load(row + PART_STRIDE).to(tl.int32)
-            cout = tl.load(row + PART_COUT).to(tl.int32)
-            column = tl.load(row + PART_COLUMN).to(tl.int32)
+            _, cout, column, stride, shift, _ = part_of(row)
             w = weights + tl.load(row + PART_PRODUCT)
             at, there = outputs_of(n, y, x_column, shift, shift, stride, height, width, live)
             for block in range(0, tl.cdiv(cout, BLOCK)):
@@ -163,8 +215,8 @@ def reach_input(
 
 
 @triton.jit
-def pull_inputs(
-    table,
+def pull_input(
+    row,
     inputs,
     strides,
     sizes,
@@ -178,7 +230,7 @@ def pull_inputs(
     width,
     channels,
     weight_count,
-    tiles_per_chunk,
+    images,
     in_blocks,
     EPS: tl.constexpr,
     DOT: tl.constexpr,
@@ -187,26 +239,21 @@ def pull_inputs(
     CHUNKS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Write the chunks' gradients of the preprocessing's weights."""
-    chunk = tl.program_id(0)
-    row = table + tl.program_id(1) * PART
-    cin = tl.load(row + PART_CIN).to(tl.int32)
-    cout = tl.load(row + PART_COUT).to(tl.int32)
-    column = tl.load(row + PART_COLUMN).to(tl.int32)
-    stride = tl.load(row + PART_STRIDE).to(tl.int32)
-    shift = tl.load(row + PART_SHIFT).to(tl.int32)
-    position = tl.load(row + PART_POSITION)
-    c = tl.program_id(2) % in_blocks * BLOCK + tl.arange(0, BLOCK)
+    """Write a chunk's block of the gradients of a part's weights."""
+    chunk = tl.program_id(0) % CHUNKS
+    block = tl.program_id(0) // CHUNKS
+    cin, cout, column, stride, shift, position = part_of(row)
+    c = block % in_blocks * BLOCK + tl.arange(0, BLOCK)
     known = c < cin
-    out = tl.program_id(2) // in_blocks * BLOCK + tl.arange(0, BLOCK)
+    # Behind the last block no channel is the part's own.
+    out = block // in_blocks * BLOCK + tl.arange(0, BLOCK)
     own = out < cout
     dtype: tl.constexpr = states.dtype.element_ty
     total = tl.zeros((BLOCK, BLOCK), dtype)
-    first = chunk * tiles_per_chunk
-    last = tl.minimum(first + tiles_per_chunk, tl.cdiv(pixels, PIXELS))
-    for tile in range(first, last):
-        p = tile * PIXELS + tl.arange(0, PIXELS)
-        live = p < pixels
+    first, last = own_pixels(chunk, images, height * width, pixels)
+    for start in range(first, last, PIXELS):
+        p = start + tl.arange(0, PIXELS)
+        live = p < last
         n, y, x = split(p, height, width)
         dz = behind_product(
             row, states, gradients, statistics, sums, p.to(tl.int64), column + out, live, own,

@@ -1,100 +1,76 @@
-"""Gradients of what layers read, gathered: a program owns the pixels that it writes.
+"""Gradients of what layers read: through norm, product and convolution in one launch.
 
-Convolutions and pools spread a gradient over neighbours; turned around, a pixel collects from all
-outputs whose window holds it. So one program adds up everything that reaches its tile, in the order
-of the rows, without atomics, and all edges of a state share one read and write of its gradient.
+A program owns a chunk of whole images. It writes what layers hand their depthwise convolutions to a
+room of its own in global memory, waits for its own threads, and gathers it from there: nobody else
+reads or writes those images in between. So a program adds up everything that reaches its pixels, in
+the order of the rows, without atomics.
 
-reach_states: grid (tiles of pixels, groups, blocks of channels). Adds to the gradient of a state
-what one later node's candidates hand it.
+reach_inner: grid (chunks, rows, blocks of output x blocks of input channels). Writes the gradient
+at the inner norm of separable convolutions, its partial sums, and gradients of the second layers'
+weights.
 
-reach_inner: grid (chunks, rows, blocks of channels). Writes the gradient at the inner norm of
-separable convolutions and its partial sums.
+reach_states: grid (chunks, groups, taps x blocks of output x blocks of input channels). Adds to the
+gradient of a state what one later node's candidates hand it, layer after layer through the same
+room, and writes gradients of first layers' weights. The program that completes a state's gradient
+goes on to the sums which that completes.
 
-begin: grid (tiles of pixels, states, blocks of channels). Writes the output's gradient to the nodes
-that make it, in the order of channels before the shuffle, and 0 to all other states.
+Parallel are images and edges, not layers of an edge: 64 images of 32 x 32 give a node 128 to 320
+programs. In exchange an edge's gradient stays with the multiprocessor that adds it up, and what
+lies before the products is written to a room that is an edge's and not a layer's.
 """
 
 import triton
 import triton.language as tl
 
 from da2s_fast.kernels.cell.common import (
-    beats,
     inverse_deviation,
     load_pixels,
+    own_pixels,
     place_of,
-    product,
     split,
     store_pixels,
     through_relu,
     times,
 )
-from da2s_fast.kernels.cell.forward import columns_of, tap_values
-from da2s_fast.kernels.cell.pull import weight_of
+from da2s_fast.kernels.cell.gather import (
+    from_dense,
+    from_pool,
+    outputs_of,
+    spread_back,
+    wins_bypass,
+)
+from da2s_fast.kernels.cell.norm_backward import coefficients, is_given
+from da2s_fast.kernels.cell.pull import pull_dense, pull_separable
 from da2s_fast.kernels.cell.rows import (
     AVERAGE,
     BYPASS,
     DENSE,
-    DILATION,
     EDGE,
     GRADIENT,
     GROUP,
     GROUP_FIRST,
+    GROUP_FIRST_SUM,
     GROUP_GRADIENT,
     GROUP_LENGTH,
     GROUP_SHUFFLED,
     GROUP_STATE,
+    GROUP_SUMS,
     INNER,
     INNER_GRADIENT,
     INNER_SUMS,
-    KERNEL,
     KIND,
     LAYER,
     MAXIMUM,
     NOTHING,
-    OPERATION,
-    PADDING,
-    POSITION,
-    PRODUCT,
     REACHED,
     SEPARABLE,
-    SKIP,
     SOURCE,
     SPATIAL,
+    STATE,
     STRIDE,
 )
-
-
-@triton.jit
-def outputs_of(n, y, x, offset_y, offset_x, stride, height, width, live):
-    """Return which output (pixel index) reads (y, x) at an offset from its window's start.
-
-    That is the output with output * stride + offset = input, if there is one: also returned.
-    """
-    top = y - offset_y
-    left = x - offset_x
-    there = live & (top >= 0) & (left >= 0) & (top % stride == 0) & (left % stride == 0)
-    top = top // stride
-    left = left // stride
-    there = there & (top < height) & (left < width)
-    return (n.to(tl.int64) * height + top) * width + left, there
-
-
-@triton.jit
-def spread_back(
-    base, weights, kernel, stride, dilation, padding, n, y, x, height, width, live, c, known,
-    channels,
-):  # fmt: skip
-    """Return the gradient of a depthwise convolution's input from that of its output."""
-    taps = kernel * kernel
-    total = tl.zeros((n.shape[0], c.shape[0]), base.dtype.element_ty)
-    for tap in range(0, taps):
-        at, there = outputs_of(
-            n, y, x, tap // kernel * dilation - padding, tap % kernel * dilation - padding,
-            stride, height, width, live,
-        )  # fmt: skip
-        factor = tl.load(weights + c * taps + tap, mask=known, other=0.0)
-        total += load_pixels(base, at, channels, c, there, known) * factor[None, :]
-    return total
+from da2s_fast.kernels.cell.sums import sum_candidate, sum_state
+from da2s_fast.kernels.cell.window import columns_of, window_of
 
 
 @triton.jit
@@ -103,281 +79,333 @@ def reach_inner(
     z,
     gradients,
     weights,
+    weight_gradients,
+    p_weights,
+    g_weights,
+    operations,
     statistics,
     sums,
     pixels,
     height,
     width,
     channels,
-    tiles_per_chunk,
+    images,
+    weight_count,
+    SHUFFLED: tl.constexpr,
+    WEIGHTS: tl.constexpr,
     EPS: tl.constexpr,
+    DOT: tl.constexpr,
+    PRECISION: tl.constexpr,
     PIXELS: tl.constexpr,
+    CHUNKS: tl.constexpr,
     BLOCK: tl.constexpr,
+    TAPS: tl.constexpr,
 ):
-    """Through the second depthwise convolution and ReLU of separable ones, to their inner norm."""
+    """Through second layers and ReLU of separable convolutions, to their inner norm.
+
+    Given:
+        table: of `Layer`, second layers.
+        z: of all layers.
+        gradients: all of them; read and written.
+        weights: flat.
+        weight_gradients: (chunks, weight_count).
+        p_weights: (edges, operations).
+        g_weights: (edges,) or None.
+        operations: columns of p.
+        statistics: of all norms.
+        sums: of gradients, partial; those of inner norms are written.
+        pixels: of a node.
+        height: of a node.
+        width: of a node.
+        channels: that candidates see.
+        images: of a chunk.
+        SHUFFLED: K.
+        WEIGHTS: whether weights want gradients.
+        TAPS: a power of two, no less than the taps of any depthwise convolution.
+    """
     chunk = tl.program_id(0)
     row = table + tl.program_id(1) * LAYER
-    c = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
-    known = c < channels
-    inner = statistics + tl.load(row + INNER) + c
-    mean = tl.load(inner, mask=known, other=0.0)
-    rstd = inverse_deviation(tl.load(inner + channels, mask=known, other=0.0), EPS)
-    reached = gradients + place_of(row + REACHED)
-    to = gradients + place_of(row + INNER_GRADIENT)
-    z1 = z + place_of(row + SOURCE)
-    kernel = tl.load(row + KERNEL).to(tl.int32)
-    dilation = tl.load(row + DILATION).to(tl.int32)
-    padding = tl.load(row + PADDING).to(tl.int32)
-    factors = weights + tl.load(row + SPATIAL)
-    total = tl.zeros((BLOCK,), tl.float64)
-    products = tl.zeros((BLOCK,), tl.float64)
-    first = chunk * tiles_per_chunk
-    last = tl.minimum(first + tiles_per_chunk, tl.cdiv(pixels, PIXELS))
-    for tile in range(first, last):
-        p = tile * PIXELS + tl.arange(0, PIXELS)
-        live = p < pixels
-        n, y, x = split(p, height, width)
-        found = spread_back(
-            reached, factors, kernel, 1, dilation, padding, n, y, x, height, width, live, c,
-            known, channels,
-        )  # fmt: skip
-        centred = load_pixels(z1, p.to(tl.int64), channels, c, live, known) - mean[None, :]
-        found = through_relu(found, centred * rstd[None, :])
-        store_pixels(to, p.to(tl.int64), channels, c, live, known, found)
-        total += tl.sum(found, axis=0).to(tl.float64)
-        here = live[:, None] & known[None, :]
-        products += tl.sum(times(found, tl.where(here, centred, 0)), axis=0).to(tl.float64)
-    partial = sums + tl.load(row + INNER_SUMS) + chunk * 2 * channels + c
-    tl.store(partial, total, mask=known)
-    tl.store(partial + channels, products, mask=known)
-
-
-@triton.jit
-def from_pool(
-    row, z, gradients, kind, n, y, x, in_height, in_width, height, width, live, c, known, channels
-):
-    """Return what reaches a tile through a 3x3 pool."""
-    reached = gradients + place_of(row + REACHED)
-    position = z + place_of(row + POSITION)
-    stride = tl.load(row + STRIDE).to(tl.int32)
-    total = tl.zeros((n.shape[0], c.shape[0]), gradients.dtype.element_ty)
-    for tap in range(0, 9):
-        at, there = outputs_of(n, y, x, tap // 3 - 1, tap % 3 - 1, stride, height, width, live)
-        values = load_pixels(reached, at, channels, c, there, known)
-        if kind == AVERAGE:
-            # The window starts a pixel before (y, x) - tap; cells outside do not count.
-            top = y - tap // 3
-            left = x - tap % 3
-            rows = tl.minimum(top + 3, in_height) - tl.maximum(top, 0)
-            columns = tl.minimum(left + 3, in_width) - tl.maximum(left, 0)
-            count = tl.maximum(rows * columns, 1).to(values.dtype)
-            total += values / count[:, None]
-        else:
-            winner = load_pixels(position, at, channels, c, there, known)
-            total += tl.where(there[:, None] & (winner == tap), values, 0)
-    return total
-
-
-@triton.jit
-def wins_bypass(x_base, pitch, n, y, x, height, width, live, channel, known):
-    """Return where (y, x) is the maximum of its 2x2 window."""
-    top = y // 2 * 2
-    left = x // 2 * 2
-    best, _ = tap_values(x_base, pitch, n, top, left, height, width, live, channel, known)
-    winner = tl.zeros(best.shape, tl.int32)
-    for tap in tl.static_range(1, 4):
-        values, inside = tap_values(
-            x_base, pitch, n, top + tap // 2, left + tap % 2, height, width, live, channel, known
-        )
-        wins = beats(values, best) & inside[:, None]
-        best = tl.where(wins, values, best)
-        winner = tl.where(wins, tap, winner)
-    return winner == (y % 2 * 2 + x % 2)[:, None]
+    blocks = tl.cdiv(channels, BLOCK)
+    i = tl.program_id(2) % blocks
+    j = tl.program_id(2) // blocks
+    first, last = own_pixels(chunk, images, height * width, pixels)
+    pull_separable(
+        row, z, z, gradients, weights, weight_gradients + chunk.to(tl.int64) * weight_count,
+        p_weights, g_weights, operations, statistics, sums, first, last, pixels, height, width,
+        channels, channels, i, j, SHUFFLED, True, WEIGHTS, EPS, DOT, PRECISION, PIXELS, CHUNKS,
+        BLOCK, TAPS,
+    )  # fmt: skip
+    if j == 0:
+        # What was written is read by other threads.
+        tl.debug_barrier()
+        _, _, _, dilation, kernel, padding = window_of(row)
+        c = i * BLOCK + tl.arange(0, BLOCK)
+        known = c < channels
+        inner = statistics + tl.load(row + INNER) + c
+        mean = tl.load(inner, mask=known, other=0.0)
+        rstd = inverse_deviation(tl.load(inner + channels, mask=known, other=0.0), EPS)
+        reached = gradients + place_of(row + REACHED)
+        to = gradients + place_of(row + INNER_GRADIENT)
+        z1 = z + place_of(row + SOURCE)
+        factors = weights + tl.load(row + SPATIAL)
+        total = tl.zeros((BLOCK,), tl.float64)
+        products = tl.zeros((BLOCK,), tl.float64)
+        for start in range(first, last, PIXELS):
+            p = start + tl.arange(0, PIXELS)
+            live = p < last
+            n, y, x = split(p, height, width)
+            found = spread_back(
+                reached, factors, kernel, 1, dilation, padding, n, y, x, height, width, live, c,
+                known, channels,
+            )  # fmt: skip
+            centred = load_pixels(z1, p.to(tl.int64), channels, c, live, known) - mean[None, :]
+            found = through_relu(found, centred * rstd[None, :])
+            store_pixels(to, p.to(tl.int64), channels, c, live, known, found)
+            total += tl.sum(found, axis=0).to(tl.float64)
+            here = live[:, None] & known[None, :]
+            products += tl.sum(times(found, tl.where(here, centred, 0)), axis=0).to(tl.float64)
+        partial = sums + tl.load(row + INNER_SUMS) + chunk.to(tl.int64) * 2 * channels + c
+        tl.store(partial, total, mask=known)
+        tl.store(partial + channels, products, mask=known)
 
 
 @triton.jit
 def reach_states(
     table,
     layers,
+    completed,
     states,
+    z,
+    gradients,
+    weights,
+    weight_gradients,
+    p_weights,
+    g_weights,
+    operations,
+    statistics,
+    sums,
+    in_pixels,
+    in_height,
+    in_width,
+    node_states,
+    pixels,
+    height,
+    width,
+    channels,
+    images,
+    weight_count,
+    SHUFFLED: tl.constexpr,
+    HALVES: tl.constexpr,
+    WEIGHTS: tl.constexpr,
+    SUMS_TOO: tl.constexpr,
+    EPS: tl.constexpr,
+    DOT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    PIXELS: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    TAPS: tl.constexpr,
+):
+    """Add to the gradients of states; other arguments as for `reach_inner`.
+
+    Given:
+        table: of `Group`.
+        layers: of `Layer`, the groups' rows.
+        completed: of `Layer`, what sums are taken of.
+        states: all states.
+        in_pixels: of an input state.
+        in_height: of an input state.
+        in_width: of an input state.
+        node_states: where nodes begin among the states.
+        HALVES: whether FactorizedReduce is among the rows, with a row for each half of z.
+        SUMS_TOO: whether the sums of candidates are taken here.
+    """
+    chunk = tl.program_id(0)
+    group = table + tl.program_id(1) * GROUP
+    blocks = tl.cdiv(channels, BLOCK)
+    i = tl.program_id(2) % blocks
+    j = tl.program_id(2) // blocks % blocks
+    tap = tl.program_id(2) // (blocks * blocks)
+    gathers = (j == 0) & (tap == 0)
+    state = place_of(group + GROUP_STATE)
+    is_node = state >= node_states
+    own_height = tl.where(is_node, height, in_height)
+    own_width = tl.where(is_node, width, in_width)
+    own_all = tl.where(is_node, pixels, in_pixels)
+    first, last = own_pixels(chunk, images, height * width, pixels)
+    own_first, own_last = own_pixels(chunk, images, own_height * own_width, own_all)
+    rows = layers + tl.load(group + GROUP_FIRST) * LAYER
+    to = gradients + place_of(group + GROUP_GRADIENT)
+    shuffled = tl.load(group + GROUP_SHUFFLED).to(tl.int32)
+    pitch = channels * SHUFFLED
+    to_weights = weight_gradients + chunk.to(tl.int64) * weight_count
+    for index in range(0, tl.load(group + GROUP_LENGTH).to(tl.int32)):
+        row = rows + index * LAYER
+        kind = tl.load(row + KIND)
+        if kind == SEPARABLE:
+            if tap == 0:
+                pull_separable(
+                    row, states, z, gradients, weights, to_weights, p_weights, g_weights,
+                    operations, statistics, sums, first, last, pixels, height, width, channels,
+                    pitch, i, j, SHUFFLED, False, WEIGHTS, EPS, DOT, PRECISION, PIXELS, CHUNKS,
+                    BLOCK, TAPS,
+                )  # fmt: skip
+                # What was written is read by other threads.
+                tl.debug_barrier()
+        elif WEIGHTS and kind == DENSE:
+            pull_dense(
+                row, states, z, gradients, to_weights, p_weights, g_weights, operations,
+                statistics, sums, first, last, pixels, height, width, channels, pitch, i, j, tap,
+                HALVES, EPS, DOT, PRECISION, PIXELS, CHUNKS, BLOCK,
+            )  # fmt: skip
+        if gathers & (kind == BYPASS):
+            gather_bypass(
+                row, to, shuffled, states + state, gradients, g_weights, i, own_first, own_last,
+                own_height, own_width, height, width, channels, SHUFFLED, PIXELS, BLOCK,
+            )  # fmt: skip
+        elif gathers:
+            gather(
+                row, kind, to, shuffled, states + state, z, gradients, weights, p_weights,
+                g_weights, operations, statistics, sums, i, own_first, own_last, own_height,
+                own_width, pixels, height, width, channels, SHUFFLED, HALVES, EPS, DOT, PRECISION,
+                PIXELS, CHUNKS, BLOCK,
+            )  # fmt: skip
+        # The next layer writes to the same room; sums are taken of what all threads wrote.
+        tl.debug_barrier()
+    if gathers:
+        for index in range(0, tl.load(group + GROUP_SUMS).to(tl.int32)):
+            row = completed + (tl.load(group + GROUP_FIRST_SUM) + index) * LAYER
+            if tl.load(row + KIND) == STATE:
+                sum_state(
+                    row, states, gradients, sums, chunk, i, own_first, own_last, channels,
+                    SHUFFLED, PIXELS, BLOCK,
+                )  # fmt: skip
+            elif SUMS_TOO:
+                sum_candidate(
+                    row, states, z, gradients, None, None, 0, statistics, sums, chunk, i, first,
+                    last, height, width, channels, SHUFFLED, HALVES, PIXELS, BLOCK,
+                )  # fmt: skip
+
+
+@triton.jit
+def gather(
+    row,
+    kind,
+    to,
+    shuffled,
+    state,
     z,
     gradients,
     weights,
     p_weights,
     g_weights,
     operations,
-    in_pixels,
-    node_pixels,
-    node_states,
-    in_height,
-    in_width,
+    statistics,
+    sums,
+    block,
+    first,
+    last,
+    own_height,
+    own_width,
+    pixels,
     height,
     width,
     channels,
     SHUFFLED: tl.constexpr,
     HALVES: tl.constexpr,
+    EPS: tl.constexpr,
     DOT: tl.constexpr,
     PRECISION: tl.constexpr,
     PIXELS: tl.constexpr,
+    CHUNKS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Add to the gradients of states.
+    """Add what reaches a state's chunk and block of channels through one row.
 
     Given:
-        table: of `Group`.
-        layers: of `Layer`, the groups' rows.
-        states: all states.
-        z: of all candidates, for the pools' winners.
-        gradients: all of them; read and written.
-        weights: flat.
-        p_weights: (edges, operations).
-        g_weights: (edges,) or None.
-        operations: columns of p.
-        in_pixels: of an input state.
-        node_pixels: of a node.
-        node_states: where nodes begin among the states.
-        in_height: of an input state.
-        in_width: of an input state.
-        height: of a node.
-        width: of a node.
-        channels: that candidates see.
-        SHUFFLED: K.
-        HALVES: whether FactorizedReduce is among the rows, with a row for each half of z.
+        kind: of the row.
+        to: the state's gradient.
+        shuffled: K where that has the order of channels before the shuffle, else 1.
+        state: the state.
+        block: of channels.
+        first: pixel of the state.
+        last: pixel behind the chunk.
+        own_height: of the state.
+        own_width: of the state.
     """
-    group = table + tl.program_id(1) * GROUP
-    state = place_of(group + GROUP_STATE)
-    is_node = state >= node_states
-    pixels = tl.where(is_node, node_pixels, in_pixels)
-    own_height = tl.where(is_node, height, in_height)
-    own_width = tl.where(is_node, width, in_width)
-    p = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
-    live = p < pixels
-    at = p.to(tl.int64)
-    n, y, x = split(p, own_height, own_width)
-    c = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
-    known = c < channels
     dtype: tl.constexpr = gradients.dtype.element_ty
-    to = gradients + place_of(group + GROUP_GRADIENT)
-    shuffled = tl.load(group + GROUP_SHUFFLED).to(tl.int32)
-    first = layers + tl.load(group + GROUP_FIRST) * LAYER
-    length = tl.load(group + GROUP_LENGTH).to(tl.int32)
     pitch = channels * SHUFFLED
-    for part in tl.static_range(SHUFFLED):
-        channel = part * channels + c
-        rectified = tl.zeros((PIXELS, BLOCK), dtype)
-        plain = tl.zeros((PIXELS, BLOCK), dtype)
-        for index in range(0, length):
-            row = first + index * LAYER
-            kind = tl.load(row + KIND)
-            stride = tl.load(row + STRIDE).to(tl.int32)
-            gradient = gradients + place_of(row + GRADIENT)
-            edge = tl.load(row + EDGE)
-            if part > 0:
-                if kind == BYPASS:
-                    scale = tl.full((), 1, dtype)
-                    if g_weights is not None:
-                        scale = tl.load(g_weights + edge).to(dtype)
-                    source = (n.to(tl.int64) * height + y // stride) * width + x // stride
-                    values = load_pixels(gradient, source, pitch, channel, live, known)
-                    if stride == 2:
-                        wins = wins_bypass(
-                            states + state, pitch, n, y, x, own_height, own_width, live, channel,
-                            known,
-                        )  # fmt: skip
-                        values = tl.where(wins, values, 0)
-                    plain += scale * values
-            else:
-                reached = gradients + place_of(row + REACHED)
-                kernel = tl.load(row + KERNEL).to(tl.int32)
-                dilation = tl.load(row + DILATION).to(tl.int32)
-                padding = tl.load(row + PADDING).to(tl.int32)
-                if kind == SEPARABLE:
-                    rectified += spread_back(
-                        reached, weights + tl.load(row + SPATIAL), kernel, stride, dilation,
-                        padding, n, y, x, height, width, live, c, known, channels,
-                    )  # fmt: skip
-                elif kind == DENSE:
-                    rectified += from_dense(
-                        row, reached, weights, kernel, stride, padding, n, y, x, height, width,
-                        live, c, known, channels, HALVES, DOT, PRECISION, BLOCK,
-                    )  # fmt: skip
-                elif (kind == MAXIMUM) | (kind == AVERAGE):
-                    plain += from_pool(
-                        row, z, gradients, kind, n, y, x, own_height, own_width, height, width,
-                        live, c, known, channels,
-                    )  # fmt: skip
-                elif (kind == SKIP) | (kind == NOTHING):
-                    scale = weight_of(
-                        p_weights, g_weights, edge, tl.load(row + OPERATION), operations, dtype
-                    )
-                    source, there = outputs_of(n, y, x, 0, 0, stride, height, width, live)
-                    values = scale * load_pixels(gradient, source, pitch, c, there, known)
-                    plain += tl.where(kind == SKIP, values, values * 0)
-        # A node's gradient has the order of channels before the shuffle.
-        if SHUFFLED == 1:
-            column = channel
-        else:
-            column = channel % shuffled * (pitch // shuffled) + channel // shuffled
+    c = block * BLOCK + tl.arange(0, BLOCK)
+    known = c < channels
+    gradient = gradients + place_of(row + GRADIENT)
+    column = c
+    if SHUFFLED > 1:
+        column = c % shuffled * (pitch // shuffled) + c // shuffled
+    given = is_given(row)
+    _, _, stride, dilation, kernel, padding = window_of(row)
+    reached = gradients + place_of(row + REACHED)
+    scale = tl.zeros((BLOCK,), dtype)
+    mean = scale
+    shift = scale
+    slope = scale
+    if kind == DENSE:
+        cout, behind = columns_of(row, channels, HALVES)
+        out = tl.arange(0, BLOCK)
+        scale, mean, shift, slope = coefficients(
+            row, p_weights, g_weights, operations, statistics, sums, behind + out, out < cout,
+            channels, pixels, EPS, CHUNKS,
+        )  # fmt: skip
+    elif kind != SEPARABLE:
+        scale, mean, shift, slope = coefficients(
+            row, p_weights, g_weights, operations, statistics, sums, c, known, channels,
+            pixels, EPS, CHUNKS,
+        )  # fmt: skip
+    for start in range(first, last, PIXELS):
+        p = start + tl.arange(0, PIXELS)
+        live = p < last
+        at = p.to(tl.int64)
+        n, y, x = split(p, own_height, own_width)
         before = load_pixels(to, at, pitch, column, live, known)
-        if part == 0:
-            own = load_pixels(states + state, at, pitch, channel, live, known)
-            plain += through_relu(rectified, own)
-        store_pixels(to, at, pitch, column, live, known, before + plain)
+        if kind == SEPARABLE:
+            found = spread_back(
+                reached, weights + tl.load(row + SPATIAL), kernel, stride, dilation, padding,
+                n, y, x, height, width, live, c, known, channels,
+            )  # fmt: skip
+            found = through_relu(found, load_pixels(state, at, pitch, c, live, known))
+        elif kind == DENSE:
+            found = from_dense(
+                row, z, gradient, weights, p_weights, g_weights, operations, statistics, sums,
+                n, y, x, height, width, live, c, known, channels, pitch, pixels, scale, mean,
+                shift, slope, given, HALVES, EPS, DOT, PRECISION, CHUNKS, BLOCK,
+            )  # fmt: skip
+            found = through_relu(found, load_pixels(state, at, pitch, c, live, known))
+        elif (kind == MAXIMUM) | (kind == AVERAGE):
+            found = from_pool(
+                row, z, gradient, kind, n, y, x, own_height, own_width, height, width, live,
+                c, known, channels, pitch, scale, mean, shift, slope, given,
+            )  # fmt: skip
+        else:
+            source, there = outputs_of(n, y, x, 0, 0, stride, height, width, live)
+            values = load_pixels(gradient, source, pitch, c, there, known)
+            found = scale[None, :] * values
+            if kind == NOTHING:
+                found = found * 0
+        store_pixels(to, at, pitch, column, live, known, before + found)
 
 
 @triton.jit
-def from_dense(
+def gather_bypass(
     row,
-    reached,
-    weights,
-    kernel,
-    stride,
-    padding,
-    n,
-    y,
-    x,
-    height,
-    width,
-    live,
-    c,
-    known,
-    channels,
-    HALVES: tl.constexpr,
-    DOT: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """Return what reaches a tile through a dense convolution."""
-    taps = kernel * kernel
-    cout, column = columns_of(row, channels, HALVES)
-    w = weights + tl.load(row + PRODUCT)
-    total = tl.zeros((n.shape[0], BLOCK), reached.dtype.element_ty)
-    for tap in range(0, taps):
-        at, there = outputs_of(
-            n, y, x, tap // kernel - padding, tap % kernel - padding, stride, height, width, live
-        )
-        for block in range(0, tl.cdiv(cout, BLOCK)):
-            out = block * BLOCK + tl.arange(0, BLOCK)
-            values = load_pixels(reached, at, channels, column + out, there, out < cout)
-            share = tl.load(
-                w + (out[:, None] * channels + c[None, :]) * taps + tap,
-                mask=(out < cout)[:, None] & known[None, :],
-                other=0.0,
-            )
-            total += product(values, share, DOT, PRECISION)
-    return total
-
-
-@triton.jit
-def begin(
-    table,
-    gradient,
-    gradient_strides,
+    to,
+    shuffled,
+    state,
     gradients,
-    first_output,
-    node_states,
-    in_pixels,
-    node_pixels,
+    g_weights,
+    block,
+    first,
+    last,
+    own_height,
+    own_width,
     height,
     width,
     channels,
@@ -385,37 +413,30 @@ def begin(
     PIXELS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Write what reaches states from outside the cell.
-
-    Given:
-        table: of `Group`, one for every state.
-        gradient: of the output, any type and strides.
-        first_output: the first state that is part of the output.
-        channels: of a state, all of them.
-    """
-    index = tl.program_id(1)
-    group = table + index * GROUP
-    is_node = place_of(group + GROUP_STATE) >= node_states
-    pixels = tl.where(is_node, node_pixels, in_pixels)
-    p = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
-    live = p < pixels
-    c = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
+    """Add what reaches a state's other channels past the candidates; arguments as above."""
+    dtype: tl.constexpr = gradients.dtype.element_ty
+    pitch = channels * SHUFFLED
+    c = block * BLOCK + tl.arange(0, BLOCK)
     known = c < channels
-    values = tl.zeros((PIXELS, BLOCK), gradients.dtype.element_ty)
-    if index >= first_output:
-        n, y, x = split(p, height, width)
-        # Column c is channel (c % (C / K)) * K + c // (C / K) of the shuffled node.
-        mixed = channels // SHUFFLED
-        channel = (index - first_output) * channels + c % mixed * SHUFFLED + c // mixed
-        at = (
-            n.to(tl.int64) * gradient_strides[0]
-            + y.to(tl.int64) * gradient_strides[2]
-            + x.to(tl.int64) * gradient_strides[3]
-        )
-        values = tl.load(
-            gradient + at[:, None] + channel[None, :].to(tl.int64) * gradient_strides[1],
-            mask=live[:, None] & known[None, :],
-            other=0.0,
-        ).to(values.dtype)
-    to = gradients + place_of(group + GROUP_GRADIENT)
-    store_pixels(to, p.to(tl.int64), channels, c, live, known, values)
+    gradient = gradients + place_of(row + GRADIENT)
+    stride = tl.load(row + STRIDE).to(tl.int32)
+    scale = tl.full((), 1, dtype)
+    if g_weights is not None:
+        scale = tl.load(g_weights + tl.load(row + EDGE)).to(dtype)
+    for part in tl.static_range(1, SHUFFLED):
+        channel = part * channels + c
+        column = channel % shuffled * (pitch // shuffled) + channel // shuffled
+        for start in range(first, last, PIXELS):
+            p = start + tl.arange(0, PIXELS)
+            live = p < last
+            at = p.to(tl.int64)
+            n, y, x = split(p, own_height, own_width)
+            source = (n.to(tl.int64) * height + y // stride) * width + x // stride
+            values = load_pixels(gradient, source, pitch, channel, live, known)
+            if stride == 2:
+                wins = wins_bypass(
+                    state, pitch, n, y, x, own_height, own_width, live, channel, known
+                )
+                values = tl.where(wins, values, 0)
+            before = load_pixels(to, at, pitch, column, live, known)
+            store_pixels(to, at, pitch, column, live, known, before + scale * values)

@@ -37,7 +37,7 @@ class Layer(NamedTuple):
         gradient: gradient behind the norm, among the gradients.
         gradient_pitch: its numbers from pixel to pixel.
         sums: partial sums of that gradient, alone and times z.
-        reached: the gradient before the product, among the gradients.
+        reached: room for the gradient before the product, among the gradients.
         inner_gradient: the gradient at the inner norm, likewise.
         inner_sums: its partial sums.
     """
@@ -79,8 +79,9 @@ LAYER = tl.constexpr(len(Layer._fields))
     EDGE, OPERATION, GRADIENT, GRADIENT_PITCH, SUMS, REACHED, INNER_GRADIENT, INNER_SUMS,
 ) = (tl.constexpr(column) for column in range(len(Layer._fields)))  # fmt: skip
 
-# Kinds: depthwise and pointwise, dense, the pools, identity, zero, channels that no candidate sees.
-SEPARABLE, DENSE, MAXIMUM, AVERAGE, SKIP, NOTHING, BYPASS = map(tl.constexpr, range(7))
+# Kinds: depthwise and pointwise, dense, the pools, identity, zero, channels that no candidate sees,
+# a preprocessed input itself, of which only sums are taken.
+SEPARABLE, DENSE, MAXIMUM, AVERAGE, SKIP, NOTHING, BYPASS, STATE = map(tl.constexpr, range(8))
 
 
 class Group(NamedTuple):
@@ -92,6 +93,8 @@ class Group(NamedTuple):
         state: the state, among the states.
         gradient: its gradient, among the gradients.
         shuffled: K where the gradient has the order of channels before the shuffle, else 1.
+        first_sum: first of all rows whose sums are taken when the gradient is complete.
+        sums: how many.
     """
 
     first: int
@@ -99,12 +102,15 @@ class Group(NamedTuple):
     state: int
     gradient: int
     shuffled: int
+    first_sum: int = 0
+    sums: int = 0
 
 
 GROUP = tl.constexpr(len(Group._fields))
-GROUP_FIRST, GROUP_LENGTH, GROUP_STATE, GROUP_GRADIENT, GROUP_SHUFFLED = map(
-    tl.constexpr, range(len(Group._fields))
-)
+(
+    GROUP_FIRST, GROUP_LENGTH, GROUP_STATE, GROUP_GRADIENT, GROUP_SHUFFLED, GROUP_FIRST_SUM,
+    GROUP_SUMS,
+) = (tl.constexpr(column) for column in range(len(Group._fields)))  # fmt: skip
 
 
 class Part(NamedTuple):

@@ -44,6 +44,19 @@ def tiles_of(pixels: int) -> Iterator[None]:
 
 def evaluate(case: Case, memory: str = "save", incoming: Tensor | None = None) -> dict[str, Tensor]:
     """As `evaluate` of the CPU's tests, by the drivers."""
+    output, statistics, (inputs, p, g, weights) = gradients_of(case, memory, incoming)
+    parts = weights.split([w.numel() for w in case.weights])
+    gradients = (*inputs, p, *([] if case.g is None else [g]), *parts)
+    return as_results(case, output, statistics, gradients)
+
+
+def gradients_of(
+    case: Case,
+    memory: str = "save",
+    incoming: Tensor | None = None,
+    mask: list[bool] | None = None,
+) -> tuple[Tensor, Tensor, tuple[list[Tensor], Tensor, Tensor, Tensor]]:
+    """Output, statistics, and the gradients that the mask asks for, as the driver returns them."""
     save, plan = memory == "save", case.plan
     settings = case.frozen, list(plan.code), 1e-3, save
     running = case.running if case.frozen else []
@@ -53,13 +66,11 @@ def evaluate(case: Case, memory: str = "save", incoming: Tensor | None = None) -
     if incoming is None:
         torch.manual_seed(1)
         incoming = torch.randn(output.shape, dtype=torch.float64).to(output)
-    mask = [True] * len(case.inputs) + [True, case.g is not None, bool(case.weights)]
-    inputs, p, g, weights = backward.cell_backward(
+    mask = mask or [True] * len(case.inputs) + [True, case.g is not None, bool(case.weights)]
+    gradients = backward.cell_backward(
         incoming, case.inputs, case.p, case.g, case.weights, statistics, saved, *settings, mask
     )
-    parts = weights.split([w.numel() for w in case.weights])
-    gradients = (*inputs, p, *([] if case.g is None else [g]), *parts)
-    return as_results(case, output, statistics, gradients)
+    return output, statistics, gradients
 
 
 def check(

@@ -8,7 +8,7 @@ import triton.language as tl
 from triton.runtime import interpreter
 
 from da2s_fast.ops.cell.triton import forward
-from tests.gpu.cells import SMALL, WIDE, check, evaluate, tiles_of
+from tests.gpu.cells import SMALL, WIDE, check, evaluate, gradients_of, tiles_of
 from tests.ops.cell_cases import make_case
 from tests.ops.compare import Mismatch
 
@@ -71,6 +71,22 @@ def test_recomputing_gives_the_same_bits(plan):
     saved, again = evaluate(case), evaluate(case, memory="recompute")
     for name, value in saved.items():
         assert torch.equal(again[name], value), name
+
+
+@pytest.mark.parametrize("plan", [SMALL["separable"], SMALL["dense, partial"]])
+def test_what_is_not_asked_for_is_left_out(plan):
+    """The same bits as with everything else beside them."""
+    case = make_case(plan, (2, 5, 6)).to(torch.float32)
+    everything = len(case.inputs) + 3
+    _, _, (inputs, *others) = gradients_of(case)
+    expected = [*inputs, *others]
+    for wanted in range(everything):
+        mask = [position == wanted for position in range(everything)]
+        _, _, (inputs, *others) = gradients_of(case, mask=mask)
+        for position, found in enumerate([*inputs, *others]):
+            assert (found.numel() > 0) == mask[position]
+            if mask[position]:
+                assert torch.equal(found, expected[position])
 
 
 def test_zeros_and_ties():

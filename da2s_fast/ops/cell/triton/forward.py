@@ -19,8 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from da2s_fast.kernels.cell import forward as kernels
-from da2s_fast.kernels.cell import prepare as preparing
+from da2s_fast.kernels.cell import convolve, mix, prepare
 from da2s_fast.kernels.launch import launch
 from da2s_fast.ops.cell.operator import accumulation_dtype
 from da2s_fast.ops.cell.operator import layout as memory_format
@@ -174,7 +173,7 @@ def _prepare(call: Call) -> None:
     }
     if tables.parts.length:
         launch(
-            preparing.prepare,
+            prepare.prepare,
             (layout.chunks, tables.parts.length, blocks),
             table=tables.parts.table,
             weights=call.weights,
@@ -182,7 +181,7 @@ def _prepare(call: Call) -> None:
             **options,
         )
     launch(
-        preparing.settle,
+        prepare.settle,
         (cdiv(layout.pixels(0), options["PIXELS"]), tables.inputs.length, blocks),
         table=tables.inputs.table,
         statistics=call.statistics,
@@ -203,7 +202,7 @@ def layers(call: Call, step: Round) -> None:
         if not own.length:
             continue
         launch(
-            kernels.convolve,
+            convolve.convolve,
             (layout.chunks, own.length, cdiv(plan.mixed_channels, options["BLOCK"])),
             table=own.table,
             source=call.z if second else call.states,
@@ -230,7 +229,7 @@ def _mix(call: Call, step: Round, output: Tensor) -> None:
     place = step.node - (len(plan.states) - plan.outputs)
     part = output.narrow(1, max(place, 0) * plan.channels, plan.channels)
     launch(
-        kernels.mix,
+        mix.mix,
         (cdiv(layout.pixels(step.node), sizes_of.PIXELS), cdiv(plan.mixed_channels, block)),
         table=step.mixed.table,
         rows=step.mixed.length,

@@ -18,7 +18,12 @@ PIXELS = 64
 CHUNKS = 32
 """Most chunks that a sum over the batch is cut into, a power of two."""
 CHUNK_PIXELS = 512
-"""Fewest pixels of a chunk: a chunk's gradients of weights are as many numbers as weights."""
+"""Fewest pixels of a chunk."""
+IMAGE_CHUNKS = 64
+"""Most chunks of whole images, in the backward pass; a power of two."""
+IMAGE_CHUNK_PIXELS = 256
+"""Fewest pixels of those: a chunk's gradients of weights are as many numbers as weights, and
+everybody who needs a sum adds up all chunks."""
 
 _ALIGNMENT = 32  # numbers: whole sectors of every type
 
@@ -56,7 +61,8 @@ class Layout:
         norms: where every norm's statistics are.
         moments: partial moments, (chunks, 2, channels), of layers, pools and inputs.
         sums: partial sums of gradients, likewise; by edge, operation and half, and of inputs.
-        reached: gradients before the product of every layer; those of other nodes lie there too.
+        reached: room for gradients before the product of layers: second layers of a node have
+            their own, first layers one per edge; those of other nodes lie there too.
         inner: gradients at inner norms, likewise.
         gradients: of the states.
     """
@@ -95,6 +101,17 @@ class Layout:
     def tiles_per_chunk(self, pixels: int) -> int:
         """Tiles of a chunk, of PIXELS each."""
         return -(-pixels // (PIXELS * self.chunks))
+
+    @cached_property
+    def images(self) -> int:
+        """Images of a chunk in the backward pass."""
+        enough = -(-IMAGE_CHUNK_PIXELS // prod(self.after))
+        return max(min(enough, self.batch), -(-self.batch // IMAGE_CHUNKS))
+
+    @cached_property
+    def image_chunks(self) -> int:
+        """How many chunks of whole images there are; the last ones may be empty."""
+        return 1 << (-(-self.batch // self.images) - 1).bit_length()
 
     @cached_property
     def weights(self) -> list[int]:
@@ -239,14 +256,12 @@ class Layout:
             room.used = start  # those of one node after the other
             for edge in self.plan.entering(node):
                 layers = self.layers(edge)
-                pools: list[Key] = [(edge.row, n, 1) for n in self._pools_of(edge)]
-                reached |= {key: room.take(self._one) for key in layers + pools}
+                second = [(edge.row, name, 1) for _, name, half in layers if half == 0]
+                reached |= dict.fromkeys(layers, room.take(self._one))
+                reached |= {key: room.take(self._one) for key in second}
                 inner |= {key: room.take(self._one) for key in layers if key[2] == 0}
             most = max(most, room.used)
         return states, reached, inner, most
-
-    def _pools_of(self, edge: EdgePlan) -> list[str]:
-        return [name for name in self.plan.candidates(edge) if name in POOLS]
 
     @property
     def gradients(self) -> list[int]:
@@ -271,14 +286,15 @@ class Layout:
     @cached_property
     def _sums(self) -> tuple[dict[Key, int], list[int], list[int], int]:
         room = Room()
-        one = 2 * self.chunks * self.plan.mixed_channels
+        one = 2 * self.image_chunks * self.plan.mixed_channels
         keys: list[Key] = []
         for edge in self.plan.edges:
             keys += [(edge.row, name, 1) for name in self.plan.candidates(edge)]
             keys += [key for key in self.layers(edge) if key[2] == 0]
         layers = {key: room.take(one) for key in keys}
         bypasses = [room.take(one) for _ in self.plan.edges]
-        inputs = [room.take(2 * self.chunks * self.plan.channels) for _ in self.plan.preprocess]
+        one = 2 * self.image_chunks * self.plan.channels
+        inputs = [room.take(one) for _ in self.plan.preprocess]
         return layers, bypasses, inputs, room.used
 
     @property

@@ -31,8 +31,7 @@ class Round(NamedTuple):
         first: first layers and pools of its edges.
         second: second layers of separable convolutions.
         mixed: all its candidates, then a bypass for every edge.
-        pulled: what has a norm to go through on the way to a state: first layers and pools.
-        groups: what reaches a state, for every state with an edge to the node.
+        groups: what reaches a state, for every state before the node.
         reaching: the rows of all groups.
     """
 
@@ -40,7 +39,6 @@ class Round(NamedTuple):
     first: Rows
     second: Rows
     mixed: Rows
-    pulled: Rows
     groups: Rows
     reaching: Rows
 
@@ -53,6 +51,7 @@ class Tables(NamedTuple):
         inputs: one row for every input.
         rounds: node by node.
         states: a group without rows for every state.
+        completed: what sums are taken of: preprocessed inputs, then the candidates.
         candidates: every candidate and bypass of all nodes.
     """
 
@@ -60,6 +59,7 @@ class Tables(NamedTuple):
     inputs: Rows
     rounds: list[Round]
     states: Rows
+    completed: Rows
     candidates: Rows
 
 
@@ -99,7 +99,10 @@ class _Builder:
         inputs = [self._input(i) for i in range(plan.inputs)]
         states = [self._group(state, 0, []) for state in plan.states]
         lists: list[Sequence[tuple[int, ...]]] = [parts, inputs, states]
-        everything: list[Layer] = []
+        completed = [self._input_sums(i) for i in plan.preprocess_norms]
+        normalized = len(completed)
+        # Behind the first node the inputs are complete, behind others the node before.
+        sums = {state: (place, 1) for place, state in enumerate(plan.preprocess_norms)}
         for node in plan.states[plan.inputs :]:
             edges = plan.entering(node)
             first = [row for edge in edges for row in self._first(edge)]
@@ -111,25 +114,45 @@ class _Builder:
             second = [row for row in mixed if row.inner >= 0]
             if plan.partial_channels > 1:
                 mixed += [self._bypass(edge) for edge in edges]
-            pulled = [row for edge in edges for row in self._first(edge)]
-            pulled += [row for row in mixed if row.kind in _POOL_KINDS]
             groups: list[Group] = []
             reaching: list[Layer] = []
-            for edge in edges:
-                own = self._first(edge) + [
-                    row for row in mixed if row.edge == edge.row and row.kind in _WITHOUT_LAYERS
+            for source in range(node):
+                own = [row for edge in edges if edge.source == source for row in self._first(edge)]
+                own += [
+                    row
+                    for edge in edges
+                    for row in mixed
+                    if edge.source == source
+                    and row.edge == edge.row
+                    and row.kind in _WITHOUT_LAYERS
                 ]
-                groups.append(self._group(edge.source, len(reaching), own))
+                groups.append(self._group(source, len(reaching), own))
                 reaching += own
-            lists += [first, second, mixed, pulled, groups, reaching]
-            everything += mixed
-        lists.append(everything)
+            for state, (start, length) in sums.items():
+                groups[state] = groups[state]._replace(first_sum=start, sums=length)
+            lists += [first, second, mixed, groups, reaching]
+            sums = {node: (len(completed), len(mixed))}
+            completed += mixed
+        lists.append(completed)
         on_device = iter(_upload(lists, device))
         parts_, inputs_, states_ = (next(on_device) for _ in range(3))
         rounds = [
-            Round(node, *(next(on_device) for _ in range(6))) for node in plan.states[plan.inputs :]
+            Round(node, *(next(on_device) for _ in range(5))) for node in plan.states[plan.inputs :]
         ]
-        return Tables(parts_, inputs_, rounds, states_, next(on_device))
+        completed_ = next(on_device)
+        candidates = Rows(
+            completed_.table[normalized * len(Layer._fields) :], completed_.length - normalized
+        )
+        return Tables(parts_, inputs_, rounds, states_, completed_, candidates)
+
+    def _input_sums(self, position: int) -> Layer:
+        layout = self.layout
+        return Layer(
+            kind=rows.STATE.value,
+            source=layout.states[position],
+            gradient=layout.gradients[position],
+            sums=layout.input_sums[position],
+        )
 
     def _input(self, position: int) -> Part:
         slot = self.plan.preprocess_norms.get(position)
@@ -285,7 +308,6 @@ class _Builder:
             moments=layout.pool_moments[key],
             statistics=statistics,
             frozen=frozen,
-            reached=layout.reached[edge.row, operation, 1],
         )
 
     def _candidates(self, edge: EdgePlan) -> list[Layer]:

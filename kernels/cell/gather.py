@@ -1,0 +1,138 @@
+"""What a tile of a layer's input collects from the gradients of the layer's outputs.
+
+Convolutions and pools spread a gradient over neighbours; turned around, a pixel collects from all
+outputs whose window holds it, tap by tap.
+"""
+
+import triton
+import triton.language as tl
+
+from da2s_fast.kernels.cell.common import beats, load_pixels, place_of, product
+from da2s_fast.kernels.cell.norm_backward import before_norm, coefficients
+from da2s_fast.kernels.cell.rows import AVERAGE, POSITION, PRODUCT, STRIDE, Z
+from da2s_fast.kernels.cell.window import columns_of, tap_values, window_of
+
+
+@triton.jit
+def outputs_of(n, y, x, offset_y, offset_x, stride, height, width, live):
+    """Return which output (pixel index) reads (y, x) at an offset from its window's start.
+
+    That is the output with output * stride + offset = input, if there is one: also returned.
+    """
+    top = y - offset_y
+    left = x - offset_x
+    there = live & (top >= 0) & (left >= 0) & (top % stride == 0) & (left % stride == 0)
+    top = top // stride
+    left = left // stride
+    there = there & (top < height) & (left < width)
+    return (n.to(tl.int64) * height + top) * width + left, there
+
+
+@triton.jit
+def spread_back(
+    base, weights, kernel, stride, dilation, padding, n, y, x, height, width, live, c, known,
+    channels,
+):  # fmt: skip
+    """Return the gradient of a depthwise convolution's input from that of its output."""
+    taps = kernel * kernel
+    total = tl.zeros((n.shape[0], c.shape[0]), base.dtype.element_ty)
+    for tap in range(0, taps):
+        at, there = outputs_of(
+            n, y, x, tap // kernel * dilation - padding, tap % kernel * dilation - padding,
+            stride, height, width, live,
+        )  # fmt: skip
+        factor = tl.load(weights + c * taps + tap, mask=known, other=0.0)
+        total += load_pixels(base, at, channels, c, there, known) * factor[None, :]
+    return total
+
+
+@triton.jit
+def from_pool(
+    row, z, gradient, kind, n, y, x, in_height, in_width, height, width, live, c, known, channels,
+    pitch, scale, mean, shift, slope, given,
+):  # fmt: skip
+    """Return what reaches a tile through a 3x3 pool and the norm behind it."""
+    outputs = z + place_of(row + Z)
+    position = z + place_of(row + POSITION)
+    stride = tl.load(row + STRIDE).to(tl.int32)
+    total = tl.zeros((n.shape[0], c.shape[0]), z.dtype.element_ty)
+    for tap in range(0, 9):
+        at, there = outputs_of(n, y, x, tap // 3 - 1, tap % 3 - 1, stride, height, width, live)
+        values = before_norm(
+            load_pixels(gradient, at, pitch, c, there, known),
+            load_pixels(outputs, at, channels, c, there, known),
+            there, known, scale, mean, shift, slope, given,
+        )  # fmt: skip
+        if kind == AVERAGE:
+            # The window starts a pixel before (y, x) - tap; cells outside do not count.
+            top = y - tap // 3
+            left = x - tap % 3
+            rows = tl.minimum(top + 3, in_height) - tl.maximum(top, 0)
+            columns = tl.minimum(left + 3, in_width) - tl.maximum(left, 0)
+            count = tl.maximum(rows * columns, 1).to(values.dtype)
+            total += values / count[:, None]
+        else:
+            winner = load_pixels(position, at, channels, c, there, known)
+            total += tl.where(there[:, None] & (winner == tap), values, 0)
+    return total
+
+
+@triton.jit
+def from_dense(
+    row, z, gradient, weights, p_weights, g_weights, operations, statistics, sums, n, y, x, height,
+    width, live, c, known, channels, pitch, pixels, scale, mean, shift, slope, given,
+    HALVES: tl.constexpr, EPS: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
+    CHUNKS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Return what reaches a tile through a dense convolution and the norm behind it.
+
+    scale, mean, shift and slope are those of the first block of outputs.
+    """
+    _, _, stride, _, kernel, padding = window_of(row)
+    taps = kernel * kernel
+    cout, column = columns_of(row, channels, HALVES)
+    w = weights + tl.load(row + PRODUCT)
+    outputs = z + place_of(row + Z)
+    total = tl.zeros((n.shape[0], BLOCK), z.dtype.element_ty)
+    for block in range(0, tl.cdiv(cout, BLOCK)):
+        out = block * BLOCK + tl.arange(0, BLOCK)
+        own = out < cout
+        if block > 0:
+            scale, mean, shift, slope = coefficients(
+                row, p_weights, g_weights, operations, statistics, sums, column + out, own,
+                channels, pixels, EPS, CHUNKS,
+            )  # fmt: skip
+        for tap in range(0, taps):
+            at, there = outputs_of(
+                n, y, x, tap // kernel - padding, tap % kernel - padding, stride, height, width,
+                live,
+            )  # fmt: skip
+            values = before_norm(
+                load_pixels(gradient, at, pitch, column + out, there, own),
+                load_pixels(outputs, at, channels, column + out, there, own),
+                there, own, scale, mean, shift, slope, given,
+            )  # fmt: skip
+            share = tl.load(
+                w + (out[:, None] * channels + c[None, :]) * taps + tap,
+                mask=own[:, None] & known[None, :],
+                other=0.0,
+            )
+            total += product(values, share, DOT, PRECISION)
+    return total
+
+
+@triton.jit
+def wins_bypass(x_base, pitch, n, y, x, height, width, live, channel, known):
+    """Return where (y, x) is the maximum of its 2x2 window."""
+    top = y // 2 * 2
+    left = x // 2 * 2
+    best, _ = tap_values(x_base, pitch, n, top, left, height, width, live, channel, known)
+    winner = tl.zeros(best.shape, tl.int32)
+    for tap in tl.static_range(1, 4):
+        values, inside = tap_values(
+            x_base, pitch, n, top + tap // 2, left + tap % 2, height, width, live, channel, known
+        )
+        wins = beats(values, best) & inside[:, None]
+        best = tl.where(wins, values, best)
+        winner = tl.where(wins, tap, winner)
+    return winner == (y % 2 * 2 + x % 2)[:, None]

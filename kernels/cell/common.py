@@ -203,6 +203,14 @@ def inverse_deviation(variance, EPS: tl.constexpr):
 
 @triton.jit
 def chunk_sum(partial, channel, known, width, CHUNKS: tl.constexpr):
-    """Return the sum over chunks of (CHUNKS, 2, width) partial sums, float64."""
-    at = partial + tl.arange(0, CHUNKS)[:, None] * (2 * width) + channel[None, :]
-    return tl.sum(tl.load(at, mask=known[None, :], other=0.0).to(tl.float64), axis=0)
+    """Return the sum over chunks of (CHUNKS, 2, width) partial sums, float64.
+
+    Eight chunks are read at a time: more would take the registers of those who ask.
+    """
+    several: tl.constexpr = min(CHUNKS, 8)
+    at = partial + tl.arange(0, several)[:, None] * (2 * width) + channel[None, :]
+    total = tl.zeros((several, channel.shape[0]), tl.float64)
+    for _ in range(0, CHUNKS, several):
+        total += tl.load(at, mask=known[None, :], other=0.0).to(tl.float64)
+        at += several * 2 * width
+    return tl.sum(total, axis=0)

@@ -38,34 +38,27 @@ from da2s_fast.kernels.cell.rows import (
 
 
 @triton.jit
-def behind_product(
-    row,
-    states,
-    gradients,
-    statistics,
-    sums,
-    at,
-    out,
-    live,
-    own,
-    channels,
-    pixels,
-    EPS: tl.constexpr,
-    CHUNKS: tl.constexpr,
+def input_coefficients(
+    row, statistics, sums, out, own, channels, pixels, EPS: tl.constexpr, CHUNKS: tl.constexpr
 ):
-    """Return dL/dz of (pixels, channels) of a normalized input; out are channels of the state."""
+    """Return scale, shift and slope of the backward pass of an input's norm, per channel."""
     dtype: tl.constexpr = statistics.dtype.element_ty
     place = tl.load(row + PART_STATISTICS)
     variance = tl.load(statistics + place + channels + out, mask=own, other=0.0)
-    rstd = inverse_deviation(variance, EPS)
-    given = tl.load(row + PART_FROZEN) != 0
     partial = sums + tl.load(row + PART_SUMS)
     shift = (chunk_sum(partial, out, own, channels, CHUNKS) / pixels).to(dtype)
     slope = (chunk_sum(partial + channels, out, own, channels, CHUNKS) / pixels).to(dtype)
+    return inverse_deviation(variance, EPS), shift, slope
+
+
+@triton.jit
+def behind_product(row, states, gradients, at, out, live, own, channels, scale, shift, slope):
+    """Return dL/dz of (pixels, channels) of a normalized input; out are channels of the state."""
     return before_norm(
         load_pixels(gradients + place_of(row + PART_GRADIENT), at, channels, out, live, own),
         load_pixels(states + place_of(row + PART_STATE), at, channels, out, live, own),
-        live, own, rstd, tl.zeros((out.shape[0],), dtype), shift, slope, given,
+        live, own, scale, tl.zeros((out.shape[0],), scale.dtype), shift, slope,
+        tl.load(row + PART_FROZEN) != 0,
     )  # fmt: skip
 
 
@@ -190,9 +183,12 @@ def reach_input(
             for block in range(0, tl.cdiv(cout, BLOCK)):
                 out = block * BLOCK + tl.arange(0, BLOCK)
                 own = out < cout
+                scale, tilt, slope = input_coefficients(
+                    row, statistics, sums, column + out, own, channels, pixels, EPS, CHUNKS
+                )
                 dz = behind_product(
-                    row, states, gradients, statistics, sums, at, column + out, there, own,
-                    channels, pixels, EPS, CHUNKS,
+                    row, states, gradients, at, column + out, there, own, channels, scale, tilt,
+                    slope,
                 )  # fmt: skip
                 share = tl.load(
                     w + out[:, None] * cin + c[None, :],
@@ -249,6 +245,9 @@ def pull_input(
     out = block // in_blocks * BLOCK + tl.arange(0, BLOCK)
     own = out < cout
     dtype: tl.constexpr = states.dtype.element_ty
+    scale, tilt, slope = input_coefficients(
+        row, statistics, sums, column + out, own, channels, pixels, EPS, CHUNKS
+    )
     total = tl.zeros((BLOCK, BLOCK), dtype)
     first, last = own_pixels(chunk, images, height * width, pixels)
     for start in range(first, last, PIXELS):
@@ -256,8 +255,8 @@ def pull_input(
         live = p < last
         n, y, x = split(p, height, width)
         dz = behind_product(
-            row, states, gradients, statistics, sums, p.to(tl.int64), column + out, live, own,
-            channels, pixels, EPS, CHUNKS,
+            row, states, gradients, p.to(tl.int64), column + out, live, own, channels, scale, tilt,
+            slope,
         )  # fmt: skip
         values = load_either(
             inputs, strides, sizes, position,

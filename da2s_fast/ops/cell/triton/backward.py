@@ -29,8 +29,8 @@ from da2s_fast.kernels.cell import finish, prepare_backward, reach, sums
 from da2s_fast.kernels.launch import launch
 from da2s_fast.ops.cell.operations import CONVS, DENSE
 from da2s_fast.ops.cell.operator import layout as memory_format
-from da2s_fast.ops.cell.triton.forward import Call, block_of, cdiv, layers
-from da2s_fast.ops.cell.triton.layout import layout_of
+from da2s_fast.ops.cell.triton.forward import Call, cdiv, layers
+from da2s_fast.ops.cell.triton.layout import block_of, layout_of
 from da2s_fast.ops.cell.triton.tables import Round, tables_of
 
 _ADDED = 256  # numbers that a program adds up over the chunks
@@ -86,6 +86,8 @@ class _Backward:
         plan, layout, states = call.layout.plan, call.layout, call.states
         self.options = call.products(plan.mixed_channels)
         self.blocks = cdiv(plan.mixed_channels, self.options["BLOCK"])
+        # As many as there are registers for, and no thread without numbers of a tile.
+        self.warps = max(1, min(8, self.options["PIXELS"] * self.options["BLOCK"] // 32))
         self.again = not save
         # One program sees a node's gradient complete unless the shuffle spreads it over several.
         self.sums_too = save and (plan.partial_channels == 1 or self.blocks == 1)
@@ -214,6 +216,7 @@ class _Backward:
         launch(
             reach.reach_inner,
             (self.call.layout.image_chunks, step.second.length, self._parts(1)),
+            warps=self.warps,
             table=step.second.table,
             **self._products(),
         )
@@ -225,6 +228,7 @@ class _Backward:
         launch(
             reach.reach_states,
             (layout.image_chunks, step.groups.length, self._parts(taps)),
+            warps=self.warps,
             table=step.groups.table,
             layers=step.reaching.table,
             completed=call.tables.completed.table,
@@ -311,6 +315,7 @@ class _Backward:
         launch(
             finish.finish,
             (edges + blocks,),
+            warps=8,
             table=call.tables.candidates.table,
             rows=call.tables.candidates.length,
             edges=edges,

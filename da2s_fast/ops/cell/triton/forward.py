@@ -23,8 +23,7 @@ from da2s_fast.kernels.cell import convolve, mix, prepare
 from da2s_fast.kernels.launch import launch
 from da2s_fast.ops.cell.operator import accumulation_dtype
 from da2s_fast.ops.cell.operator import layout as memory_format
-from da2s_fast.ops.cell.triton import layout as sizes_of
-from da2s_fast.ops.cell.triton.layout import Layout, layout_of
+from da2s_fast.ops.cell.triton.layout import Layout, block_of, layout_of
 from da2s_fast.ops.cell.triton.tables import Round, Tables, tables_of
 
 
@@ -82,7 +81,7 @@ class Call:
             "DOT": block >= 16 and not exact,
             "PRECISION": "ieee",
             "BLOCK": min(block, 16) if exact else block,
-            "PIXELS": sizes_of.PIXELS,
+            "PIXELS": self.layout.tile,
         }
 
     def area(self, state: int) -> dict[str, int]:
@@ -95,11 +94,6 @@ class Call:
             "width": width,
             "tiles_per_chunk": self.layout.tiles_per_chunk(pixels),
         }
-
-
-def block_of(channels: int) -> int:
-    """Channels of a tile: all of them, as a power of two, or 64."""
-    return min(64, 1 << (channels - 1).bit_length())
 
 
 def cdiv(a: int, b: int) -> int:
@@ -175,6 +169,7 @@ def _prepare(call: Call) -> None:
         launch(
             prepare.prepare,
             (layout.chunks, tables.parts.length, blocks),
+            warps=8,
             table=tables.parts.table,
             weights=call.weights,
             **common,
@@ -230,7 +225,7 @@ def _mix(call: Call, step: Round, output: Tensor) -> None:
     part = output.narrow(1, max(place, 0) * plan.channels, plan.channels)
     launch(
         mix.mix,
-        (cdiv(layout.pixels(step.node), sizes_of.PIXELS), cdiv(plan.mixed_channels, block)),
+        (cdiv(layout.pixels(step.node), layout.tile), cdiv(plan.mixed_channels, block)),
         table=step.mixed.table,
         rows=step.mixed.length,
         p_weights=call.p,
@@ -249,8 +244,8 @@ def _mix(call: Call, step: Round, output: Tensor) -> None:
         HAS_OUTPUT=place >= 0,
         KNOWN=call.known,
         EPS=call.eps,
-        PIXELS=sizes_of.PIXELS,
-        CHUNK_PIXELS=sizes_of.PIXELS,
+        PIXELS=layout.tile,
+        CHUNK_PIXELS=layout.tile,
         CHUNKS=layout.chunks,
         BLOCK=block,
         **call.area(step.node),

@@ -14,7 +14,11 @@ Key = tuple[int, str, int]
 """(edge, operation, half): a layer's output; half is 0 for z1 of separable convolutions, else 1."""
 
 PIXELS = 64
-"""Pixels of a tile."""
+"""Most pixels of a tile."""
+BLOCK = 32
+"""Most channels of a tile."""
+_TILE = 1024
+"""Most numbers of a tile: with twice as many, threads would have to put registers into memory."""
 CHUNKS = 32
 """Most chunks that a sum over the batch is cut into, a power of two."""
 CHUNK_PIXELS = 512
@@ -26,6 +30,11 @@ IMAGE_CHUNK_PIXELS = 256
 everybody who needs a sum adds up all chunks."""
 
 _ALIGNMENT = 32  # numbers: whole sectors of every type
+
+
+def block_of(channels: int) -> int:
+    """Channels of a tile: all of them, as a power of two, or BLOCK."""
+    return min(BLOCK, 1 << (channels - 1).bit_length())
 
 
 class Room:
@@ -98,9 +107,14 @@ class Layout:
         wanted = min(CHUNKS, max(1, self.pixels(self.plan.inputs) // CHUNK_PIXELS))
         return 1 << (wanted.bit_length() - 1)
 
+    @property
+    def tile(self) -> int:
+        """Pixels of a tile."""
+        return min(PIXELS, _TILE // block_of(self.plan.channels))
+
     def tiles_per_chunk(self, pixels: int) -> int:
-        """Tiles of a chunk, of PIXELS each."""
-        return -(-pixels // (PIXELS * self.chunks))
+        """Tiles of a chunk."""
+        return -(-pixels // (self.tile * self.chunks))
 
     @cached_property
     def images(self) -> int:

@@ -126,6 +126,45 @@ def test_missing_barrier_before_the_next_write() -> None:
     _exchange(_EXCHANGE + "bar.sync 0; st.shared.b32 [%r1], %r3;")
 
 
+# Every lane writes a number of global memory and reads the one that lies BACK lanes further.
+_THROUGH_GLOBAL = """
+    mad.wide.u32 %at, %index, 4, %t0; st.global.b32 [%at], %index;
+    bar.sync 0;
+    add.s32 %r2, %index, BACK; rem.u32 %r2, %r2, 384;
+    mad.wide.u32 %at, %r2, 4, %t0; ld.global.b32 %r3, [%at];
+    bar.sync 0;
+    mad.wide.u32 %at, %index, 4, %t0; st.global.b32 [%at], %r3;
+"""
+
+
+def test_exchange_through_global_memory() -> None:
+    body = _THROUGH_GLOBAL.replace("BACK", "0 ")
+    assert torch.equal(_exchange(body), torch.arange(384, dtype=torch.int32))
+    # Copies that a warp keeps to itself need no barrier.
+    swap = body.replace("add.s32 %r2, %index, 0 ;", "xor.b32 %r2, %index, 1;")
+    assert torch.equal(
+        _exchange(swap.replace("bar.sync 0;", "")), torch.arange(384, dtype=torch.int32) ^ 1
+    )
+    swap = swap.replace("%index, 1;", "%index, 64;")
+    assert torch.equal(_exchange(swap), torch.arange(384, dtype=torch.int32) ^ 64)
+
+
+@pytest.mark.parametrize(
+    ("barrier", "found"), [(0, "read of tensor0.* wrote"), (1, "write to tensor0.* read")]
+)
+def test_missing_barrier_for_global_memory(barrier: int, found: str) -> None:
+    parts = _THROUGH_GLOBAL.replace("add.s32 %r2, %index, BACK", "xor.b32 %r2, %index, 64")
+    before, middle, behind = parts.split("bar.sync 0;")
+    body = before + ["", "bar.sync 0;"][barrier] + middle + ["bar.sync 0;", ""][barrier] + behind
+    with pytest.raises(Race, match=rf"{found} without a barrier"):
+        _exchange(body)
+
+
+def test_what_another_program_wrote() -> None:
+    with pytest.raises(Race, match=r"which program \d wrote"):
+        _exchange(_THROUGH_GLOBAL, back=256)
+
+
 def test_two_warps_write_one_word() -> None:
     body = "mov.b32 %r0, dynamic; and.b32 %r1, %tid, 60; add.s32 %r1, %r0, %r1;"
     with pytest.raises(Race, match="lanes write different values to shared address"):

@@ -9,7 +9,7 @@ import numpy as np
 
 from tests.gpu.ptx.errors import KernelFault, MemoryFault, UninitializedRead
 from tests.gpu.ptx.meter import space_of
-from tests.gpu.ptx.operands import Array, At, Read, Step, count, select
+from tests.gpu.ptx.operands import Array, At, Read, Step, count, numbers, select
 from tests.gpu.ptx.parse import Address, Instruction, Operand, Register, Vector
 from tests.gpu.ptx.types import SIZE
 
@@ -243,6 +243,7 @@ def _fetch_global(
     for one, chosen in machine.memory.find(addresses, width, store=False):
         offsets = (addresses[chosen] - np.uint64(one.origin)).astype(np.int64)
         one.read[offsets >> 5] = True
+        machine.races.read(one, offsets, numbers(at)[chosen])
         rows = one.rows(size, number)[offsets // width]
         if isinstance(chosen, slice):
             return rows
@@ -266,6 +267,7 @@ def _put_global(
     for one, chosen in machine.memory.find(addresses, width, store=True):
         offsets = (addresses[chosen] - np.uint64(one.origin)).astype(np.int64)
         one.written[offsets >> 5] = True
+        machine.races.write(one, offsets, numbers(at)[chosen], width)
         target, index, part = one.rows(size, number), offsets // width, rows[chosen]
         target[index] = part
         if (target[index] != part).any():

@@ -21,6 +21,7 @@ from tests.gpu.ptx.meter import Counts
 from tests.gpu.ptx.operands import Array, At, Registers, Step, contiguous, numbers, select
 from tests.gpu.ptx.order import order_of
 from tests.gpu.ptx.parse import Instruction, Kernel, Name
+from tests.gpu.ptx.races import Races
 from tests.gpu.ptx.shared import SharedMemory
 
 # Lanes that are executed together: their registers should stay in the processor's caches.
@@ -102,6 +103,7 @@ class Machine:
         self.lane = np.arange(lanes) & 31
         self.shared = SharedMemory(kernel, chunk, per_program, self.threads)
         self.local = LocalMemory(kernel, lanes)
+        self.races = Races(chunk, self.threads // 32)
         self._special(block)
         addresses = {name: v.offset for name, v in kernel.variables.items()}
         addresses |= memory.add_variables(kernel)
@@ -191,6 +193,7 @@ class Machine:
             self.special[f"%ctaid.{name}"][:lanes] = value
         self.shared.reset()
         self.local.reset()
+        self.races.start(first)
         self.copies.reset()
         try:
             _Schedule(self, slice(0, lanes)).run()
@@ -272,7 +275,7 @@ class _Schedule:
         if came is not at:
             self.add(pc - 1, pc, without(at, came))
         if wait.threads is None and not self.held.get(wait.barrier) and self._whole(came):
-            machine.shared.synchronize(came)
+            self._synchronize(came)
             if wait.done:
                 wait.done(came)
             if came is at:
@@ -304,12 +307,17 @@ class _Schedule:
         held[:] = [_Held(h.at[~complete[self.machine.cta[h.at]]], h.pc) for h in held]
         held[:] = [h for h in held if h.at.size]
         everyone = np.sort(np.concatenate([h.at for h in going]))
-        self.machine.shared.synchronize(everyone)
+        self._synchronize(everyone)
         if wait.done:
             wait.done(everyone)
         for h in going:
             if h.at.size:
                 self.add(h.pc - 1, h.pc, contiguous(h.at))
+
+    def _synchronize(self, at: At) -> None:
+        """All threads of the lanes' programs have come."""
+        self.machine.shared.synchronize(at)
+        self.machine.races.synchronize(np.unique(self.machine.cta[at]))
 
     def _whole(self, at: At) -> bool:
         threads = self.machine.threads

@@ -33,8 +33,8 @@ def tiles_of(pixels: int) -> Iterator[None]:
     """Several tiles and chunks even of tiny images."""
     caches = layout.layout_of, tables_of
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(layout, "PIXELS", pixels)
-        patch.setattr(layout, "CHUNK_PIXELS", pixels)
+        for name in ("PIXELS", "CHUNK_PIXELS", "IMAGE_CHUNK_PIXELS"):
+            patch.setattr(layout, name, pixels)
         for cache in caches:
             cache.cache_clear()
         yield

@@ -10,6 +10,9 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
+FUSION = True
+"""Multiplications and additions are fused: Triton's default, which is about to change."""
+
 
 class Launch(NamedTuple):
     """One launch of a kernel.
@@ -32,7 +35,10 @@ class Launch(NamedTuple):
 
 def _on_device(started: Launch) -> None:
     started.kernel[started.grid](
-        **started.arguments, num_warps=started.warps, num_stages=started.stages
+        **started.arguments,
+        num_warps=started.warps,
+        num_stages=started.stages,
+        enable_fp_fusion=FUSION,
     )
 
 

@@ -15,7 +15,7 @@ from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
-from da2s_fast.kernels.launch import Launch
+from da2s_fast.kernels.launch import FUSION, Launch
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,11 @@ def compile_launch(launch: Launch, arch: int) -> Compiled:
     if binder is None:
         binder = create_function_from_signature(kernel.signature, kernel.params, backend)
         _binders[kernel, arch] = binder
-    given = {"num_warps": launch.warps, "num_stages": launch.stages}
+    given = {
+        "num_warps": launch.warps,
+        "num_stages": launch.stages,
+        "enable_fp_fusion": FUSION,
+    }
     bound, specialization, extra = binder(**launch.arguments)
     if extra:
         raise TypeError(f"{kernel.__name__} has no parameters {sorted(extra)}")

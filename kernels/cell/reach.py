@@ -32,21 +32,11 @@ from da2s_fast.kernels.cell.common import (
     through_relu,
     times,
 )
-from da2s_fast.kernels.cell.gather import (
-    from_dense,
-    from_pool,
-    outputs_of,
-    spread_back,
-    wins_bypass,
-)
-from da2s_fast.kernels.cell.norm_backward import coefficients, is_given
+from da2s_fast.kernels.cell.gather import gather, gather_bypass, spread_back
 from da2s_fast.kernels.cell.pull import pull_dense, pull_separable
 from da2s_fast.kernels.cell.rows import (
-    AVERAGE,
     BYPASS,
     DENSE,
-    EDGE,
-    GRADIENT,
     GROUP,
     GROUP_FIRST,
     GROUP_FIRST_SUM,
@@ -60,17 +50,14 @@ from da2s_fast.kernels.cell.rows import (
     INNER_SUMS,
     KIND,
     LAYER,
-    MAXIMUM,
-    NOTHING,
     REACHED,
     SEPARABLE,
     SOURCE,
     SPATIAL,
     STATE,
-    STRIDE,
 )
 from da2s_fast.kernels.cell.sums import sum_candidate, sum_state
-from da2s_fast.kernels.cell.window import columns_of, window_of
+from da2s_fast.kernels.cell.window import window_of
 
 
 @triton.jit
@@ -285,158 +272,3 @@ def reach_states(
                     row, states, z, gradients, None, None, 0, statistics, sums, chunk, i, first,
                     last, height, width, channels, SHUFFLED, HALVES, PIXELS, BLOCK,
                 )  # fmt: skip
-
-
-@triton.jit
-def gather(
-    row,
-    kind,
-    to,
-    shuffled,
-    state,
-    z,
-    gradients,
-    weights,
-    p_weights,
-    g_weights,
-    operations,
-    statistics,
-    sums,
-    block,
-    first,
-    last,
-    own_height,
-    own_width,
-    pixels,
-    height,
-    width,
-    channels,
-    SHUFFLED: tl.constexpr,
-    HALVES: tl.constexpr,
-    EPS: tl.constexpr,
-    DOT: tl.constexpr,
-    PRECISION: tl.constexpr,
-    PIXELS: tl.constexpr,
-    CHUNKS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """Add what reaches a state's chunk and block of channels through one row.
-
-    Given:
-        kind: of the row.
-        to: the state's gradient.
-        shuffled: K where that has the order of channels before the shuffle, else 1.
-        state: the state.
-        block: of channels.
-        first: pixel of the state.
-        last: pixel behind the chunk.
-        own_height: of the state.
-        own_width: of the state.
-    """
-    dtype: tl.constexpr = gradients.dtype.element_ty
-    pitch = channels * SHUFFLED
-    c = block * BLOCK + tl.arange(0, BLOCK)
-    known = c < channels
-    gradient = gradients + place_of(row + GRADIENT)
-    column = c
-    if SHUFFLED > 1:
-        column = c % shuffled * (pitch // shuffled) + c // shuffled
-    given = is_given(row)
-    _, _, stride, dilation, kernel, padding = window_of(row)
-    reached = gradients + place_of(row + REACHED)
-    scale = tl.zeros((BLOCK,), dtype)
-    mean = scale
-    shift = scale
-    slope = scale
-    if kind == DENSE:
-        cout, behind = columns_of(row, channels, HALVES)
-        out = tl.arange(0, BLOCK)
-        scale, mean, shift, slope = coefficients(
-            row, p_weights, g_weights, operations, statistics, sums, behind + out, out < cout,
-            channels, pixels, EPS, CHUNKS,
-        )  # fmt: skip
-    elif kind != SEPARABLE:
-        scale, mean, shift, slope = coefficients(
-            row, p_weights, g_weights, operations, statistics, sums, c, known, channels,
-            pixels, EPS, CHUNKS,
-        )  # fmt: skip
-    for start in range(first, last, PIXELS):
-        p = start + tl.arange(0, PIXELS)
-        live = p < last
-        at = p.to(tl.int64)
-        n, y, x = split(p, own_height, own_width)
-        before = load_pixels(to, at, pitch, column, live, known)
-        if kind == SEPARABLE:
-            found = spread_back(
-                reached, weights + tl.load(row + SPATIAL), kernel, stride, dilation, padding,
-                n, y, x, height, width, live, c, known, channels,
-            )  # fmt: skip
-            found = through_relu(found, load_pixels(state, at, pitch, c, live, known))
-        elif kind == DENSE:
-            found = from_dense(
-                row, z, gradient, weights, p_weights, g_weights, operations, statistics, sums,
-                n, y, x, height, width, live, c, known, channels, pitch, pixels, scale, mean,
-                shift, slope, given, HALVES, EPS, DOT, PRECISION, CHUNKS, BLOCK,
-            )  # fmt: skip
-            found = through_relu(found, load_pixels(state, at, pitch, c, live, known))
-        elif (kind == MAXIMUM) | (kind == AVERAGE):
-            found = from_pool(
-                row, z, gradient, kind, n, y, x, own_height, own_width, height, width, live,
-                c, known, channels, pitch, scale, mean, shift, slope, given,
-            )  # fmt: skip
-        else:
-            source, there = outputs_of(n, y, x, 0, 0, stride, height, width, live)
-            values = load_pixels(gradient, source, pitch, c, there, known)
-            found = scale[None, :] * values
-            if kind == NOTHING:
-                found = found * 0
-        store_pixels(to, at, pitch, column, live, known, before + found)
-
-
-@triton.jit
-def gather_bypass(
-    row,
-    to,
-    shuffled,
-    state,
-    gradients,
-    g_weights,
-    block,
-    first,
-    last,
-    own_height,
-    own_width,
-    height,
-    width,
-    channels,
-    SHUFFLED: tl.constexpr,
-    PIXELS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """Add what reaches a state's other channels past the candidates; arguments as above."""
-    dtype: tl.constexpr = gradients.dtype.element_ty
-    pitch = channels * SHUFFLED
-    c = block * BLOCK + tl.arange(0, BLOCK)
-    known = c < channels
-    gradient = gradients + place_of(row + GRADIENT)
-    stride = tl.load(row + STRIDE).to(tl.int32)
-    scale = tl.full((), 1, dtype)
-    if g_weights is not None:
-        scale = tl.load(g_weights + tl.load(row + EDGE)).to(dtype)
-    for part in tl.static_range(1, SHUFFLED):
-        channel = part * channels + c
-        column = channel % shuffled * (pitch // shuffled) + channel // shuffled
-        for start in range(first, last, PIXELS):
-            p = start + tl.arange(0, PIXELS)
-            live = p < last
-            at = p.to(tl.int64)
-            n, y, x = split(p, own_height, own_width)
-            source = (n.to(tl.int64) * height + y // stride) * width + x // stride
-            values = load_pixels(gradient, source, pitch, channel, live, known)
-            if stride == 2:
-                wins = wins_bypass(
-                    state, pitch, n, y, x, own_height, own_width, live, channel, known
-                )
-                values = tl.where(wins, values, 0)
-            before = load_pixels(to, at, pitch, column, live, known)
-            store_pixels(to, at, pitch, column, live, known, before + scale * values)

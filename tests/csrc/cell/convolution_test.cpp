@@ -50,14 +50,71 @@ void check_depthwise(const Depthwise& conv, Size size, bool add) {
     }
 }
 
+// The kernel as depthwise_back reads it: turned around, and at stride 2 the taps that inputs of
+// even and odd rows and columns see, one part after the other.
+std::vector<int64_t> turned_taps(const Depthwise& conv) {
+  const int64_t border = conv.dilation * (conv.kernel - 1) / 2;
+  std::vector<int64_t> taps;
+  const auto reaches = [&](int64_t tap, int64_t parity) {
+    return (parity + border - tap * conv.dilation) % conv.stride == 0;
+  };
+  for (int64_t row = 0; row < conv.stride; ++row)
+    for (int64_t column = 0; column < conv.stride; ++column)
+      for (int64_t y = conv.kernel - 1; y >= 0; --y)
+        for (int64_t x = conv.kernel - 1; x >= 0; --x)
+          if (reaches(y, row) && reaches(x, column)) taps.push_back(y * conv.kernel + x);
+  return taps;
+}
+
+template <class T>
+void check_depthwise_back(const Depthwise& conv, Size size, bool add) {
+  Numbers numbers;
+  const int64_t border = conv.dilation * (conv.kernel - 1) / 2, taps = conv.kernel * conv.kernel;
+  Pixels<T> gradient(out_size(size, conv.stride), conv.lanes, numbers, {5, 7}, border);
+  Pixels<T> dx(size, conv.lanes, numbers, {3, 7});
+  const Buffer<T> weights(taps * conv.lanes, numbers);
+  Buffer<T> turned(taps * conv.lanes);
+  int64_t next = 0;
+  for (const int64_t tap : turned_taps(conv))
+    for (int64_t lane = 0; lane < conv.lanes; ++lane)
+      turned[next++] = weights[tap * conv.lanes + lane];
+  // The tap of output o that reads input i, along one axis.
+  const auto reads = [&](int64_t i, int64_t o) -> int64_t {
+    const int64_t distance = i + border - o * conv.stride;
+    const bool hit = distance % conv.dilation == 0 && distance / conv.dilation < conv.kernel;
+    return distance >= 0 && hit ? distance / conv.dilation : -1;
+  };
+  std::vector<Sum> wanted;
+  dx.for_each([&](int64_t y, int64_t x, int64_t lane) {
+    Sum sum;
+    if (add) sum.add(dx.at(y, x, lane));
+    for (int64_t v = 0; v < gradient.size().height; ++v)
+      for (int64_t u = 0; u < gradient.size().width; ++u) {
+        const int64_t ky = reads(y, v), kx = reads(x, u);
+        if (ky >= 0 && kx >= 0)
+          sum.add(static_cast<double>(gradient.at(v, u, lane)) *
+                  weights[(ky * conv.kernel + kx) * conv.lanes + lane]);
+      }
+    wanted.push_back(sum);
+  });
+  DA2S_SIMD_CALL(depthwise_back<T>, conv, gradient.grid(), turned.data(), dx.grid(), size, add);
+  auto expected = wanted.begin();
+  dx.for_each([&](int64_t y, int64_t x, int64_t lane) {
+    DA2S_CHECK_CLOSE(T, dx.at(y, x, lane), *expected++);
+  });
+  DA2S_CHECK(dx.is_intact());
+}
+
 template <class T>
 void check_depthwise_type() {
   for (const auto& [kernel, dilation] : {std::pair{3, 1}, {5, 1}, {7, 1}, {3, 2}, {5, 2}})
     for (const int64_t stride : {1, 2})
       for (const Size& size : kSizes)
-        for (const int64_t vectors : {1, 3})
-          check_depthwise<T>({kernel, dilation, stride, vectors * vector_lanes<T>()}, size,
-                             vectors == 3);
+        for (const int64_t vectors : {1, 3}) {
+          const Depthwise conv{kernel, dilation, stride, vectors * vector_lanes<T>()};
+          check_depthwise<T>(conv, size, vectors == 3);
+          check_depthwise_back<T>(conv, size, vectors == 3);
+        }
 }
 
 DA2S_TEST(depthwise_of_float) { check_depthwise_type<float>(); }

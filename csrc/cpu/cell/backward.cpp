@@ -18,7 +18,6 @@ void Backward<T>::run(const T* saved) {
   for (int64_t s = plan_.states() - 1; s >= 0; --s) {
     complete(s);
     if (s == 0) break;
-    if (s == plan_.inputs) this->drop_scratch();
     coefficients(s - 1);
     if (wanted_state(s - 1)) second_stage_back(s - 1);
     bypass_coefficients(s - 1);

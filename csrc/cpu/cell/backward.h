@@ -156,8 +156,7 @@ class Backward : public CellPass<T> {
 
   typename PackedLayer<T>::Scratch layer_scratch(const Scratch<T>& scratch, bool second,
                                                  Ahead* ahead) const {
-    return {scratch.middle, scratch.gradient, second ? scratch.inner_spread : scratch.spread,
-            ahead};
+    return {scratch.middle, second ? scratch.inner_padded : scratch.padded, ahead};
   }
 
   // Candidates without layers: pools' gradients gather before they spread.

@@ -192,8 +192,8 @@ Scratch<T> CellPass<T>::make_scratch(Loop loop) const {
     if (!(after_ == before_)) scratch.node_input = arena.take<T>(block * padded(after_));
     scratch.inner = arena.take<T>(padded(after_));
     if (backward) {
-      scratch.spread = arena.take<T>(std::max(padded(before_), wide));
-      scratch.inner_spread = arena.take<T>(padded(after_));
+      scratch.padded = arena.take<T>(std::max(padded(before_), wide));
+      scratch.inner_padded = arena.take<T>(padded(after_));
     }
     const size_t bordered = arena.used();
     scratch.middle = arena.take<T>(std::max(z_elements(), before_.pixels() * state_lanes()));
@@ -201,7 +201,6 @@ Scratch<T> CellPass<T>::make_scratch(Loop loop) const {
         std::max({int64_t{2}, plan_.operations, static_cast<int64_t>(plan_.edges.size())}) * lanes);
     scratch.scale = arena.take<T>(lanes);
     if (backward) {
-      scratch.gradient = arena.take<T>(z_elements());
       scratch.dz = arena.take<T>(std::max(z_elements(), before_.pixels() * state_lanes()));
       scratch.inner_gradient = arena.take<T>(std::max(z_elements(), wide));
       scratch.relu_gradient = arena.take<T>(block * before_.pixels() * mixed_lanes());

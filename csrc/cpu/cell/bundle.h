@@ -88,10 +88,9 @@ struct Scratch {
   T* input;         // ReLU(x) of a block inside its border
   T* node_input;    // the same for nodes, where their size is another
   T* inner;         // ReLU(normalized features) of a group inside its border
-  T* spread;        // see PackedLayer::Scratch, for first layers
-  T* inner_spread;  // for second layers
+  T* padded;        // see PackedLayer::Scratch, for first layers
+  T* inner_padded;  // for second layers
   T* middle;
-  T* gradient;
   T* dz;
   T* inner_gradient;
   T* relu_gradient;   // of a block
@@ -150,9 +149,6 @@ class CellPass {
         images_, block_groups(), [&] { return take_scratch(loop); },
         [&](Scratch<T> scratch) { give_back(loop, std::move(scratch)); }, work);
   }
-  // Forgets what loops have left for the next ones, before states of another size come: borders lie
-  // elsewhere then.
-  void drop_scratch() const { free_scratch_.clear(); }
 
   // Every candidate with at least so many layers, on every group of a block.
   std::vector<Step> steps(const Bundle<T>& bundle, const GroupBlock& block, size_t layers) const;

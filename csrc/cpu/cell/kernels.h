@@ -110,6 +110,12 @@ int64_t vector_bytes();
 // out = sum over taps of in * weights (taps, lanes); adds to out if asked.
 template <class T> void depthwise(const Depthwise& conv, Grid<const T> in, const T* weights,
                                   Grid<T> out, Size out_size, bool add);
+// dx = gradient of the input, or dx += that, from the outputs' inside a border of zeros as wide as
+// the padding. The kernel is turned around; at stride 2 it lies in up to four
+// pieces, one after the other: what inputs in even rows and columns see of it, even rows and odd
+// columns, odd and even, odd and odd.
+template <class T> void depthwise_back(const Depthwise& conv, Grid<const T> gradient,
+                                       const T* turned, Grid<T> dx, Size in_size, bool add);
 // sums (taps, lanes) += sum over outputs of in * gradient.
 template <class T> void depthwise_weights(const Depthwise& conv, Grid<const T> in,
                                           Grid<const T> gradient, Size out_size, double* sums);

@@ -13,8 +13,8 @@ PackedLayer<T>::PackedLayer(const Layer& layer, Size size, int64_t images, int64
 }
 
 template <class T>
-Depthwise PackedLayer<T>::depthwise_shape(int64_t stride, Ahead* ahead) const {
-  return {layer_.kernel, layer_.dilation, stride, in_lanes_, ahead};
+Depthwise PackedLayer<T>::depthwise_shape(Ahead* ahead) const {
+  return {layer_.kernel, layer_.dilation, layer_.stride, in_lanes_, ahead};
 }
 
 template <class T>
@@ -62,6 +62,19 @@ void PackedLayer<T>::lay_out(bool turned, Arena& arena) {
     transposed_ = arena.take<T>(layer_.taps_of_product() * layer_.out_channels * in_lanes_);
 }
 
+// Where depthwise_back reads the weight of a tap.
+template <class T>
+int64_t PackedLayer<T>::turned_tap(int64_t tap) const {
+  const int64_t kernel = layer_.kernel, y = tap / kernel, x = tap % kernel;
+  if (layer_.stride == 1 || layer_.dilation == 2) return layer_.taps() - 1 - tap;
+  // Of the taps that see inputs of one parity every other one is left.
+  const int64_t padding = layer_.padding(), even = (kernel + 1 - padding % 2) / 2;
+  const int64_t sizes[] = {even, kernel - even};
+  const int64_t row = (y + padding) % 2, column = (x + padding) % 2;
+  const int64_t first = row * even * kernel + column * sizes[row] * even;
+  return first + (sizes[row] - 1 - y / 2) * sizes[column] + sizes[column] - 1 - x / 2;
+}
+
 template <class T>
 void PackedLayer<T>::pack(const std::vector<const T*>& weights, bool turned) const {
   const int64_t in = layer_.in_channels, out = layer_.out_channels, lanes = out_lanes();
@@ -71,7 +84,7 @@ void PackedLayer<T>::pack(const std::vector<const T*>& weights, bool turned) con
       for (int64_t lane = 0; lane < in_lanes_; ++lane) {
         const T weight = weights[layer_.weight][lane / images_ * taps + tap];
         spatial_[tap * in_lanes_ + lane] = weight;
-        if (turned) turned_[(taps - 1 - tap) * in_lanes_ + lane] = weight;
+        if (turned) turned_[turned_tap(tap) * in_lanes_ + lane] = weight;
       }
   }
   const int64_t taps = layer_.taps_of_product();
@@ -101,8 +114,8 @@ void PackedLayer<T>::forward(Grid<const T> in, T* middle, T* z, Ahead* ahead) co
     return;
   }
   const Grid<T> between{middle, out.width * in_lanes_, in_lanes_};
-  DA2S_SIMD_CALL(depthwise<T>, depthwise_shape(layer_.stride, ahead),
-                 in.at(-layer_.padding(), -layer_.padding()), spatial_, between, out, false);
+  DA2S_SIMD_CALL(depthwise<T>, depthwise_shape(ahead), in.at(-layer_.padding(), -layer_.padding()),
+                 spatial_, between, out, false);
   DA2S_SIMD_CALL(product<T>, product_shape(ahead), between, product_, to, out, false);
 }
 
@@ -135,30 +148,23 @@ template <class T>
 void PackedLayer<T>::separable_backward(Grid<const T> in, const T* dz, const Scratch& scratch,
                                         T* dx, bool add, double* sums) const {
   const Size out = out_size();
-  const int64_t p = layer_.padding(), stride = layer_.stride;
-  const Grid<const T> window = in.at(-p, -p);
+  const Grid<const T> window = in.at(-layer_.padding(), -layer_.padding());
+  const Depthwise shape = depthwise_shape(scratch.ahead);
   const Grid<const T> g{dz, out.width * out_lanes(), out_lanes()};
   if (sums) {
     const Grid<T> between{scratch.middle, out.width * in_lanes_, in_lanes_};
-    DA2S_SIMD_CALL(depthwise<T>, depthwise_shape(stride, scratch.ahead), window, spatial_, between,
-                   out, false);
+    DA2S_SIMD_CALL(depthwise<T>, shape, window, spatial_, between, out, false);
     DA2S_SIMD_CALL(product_weights<T>, product_shape(scratch.ahead), between, g, out,
                    sums + spatial_sums());
   }
-  // The gradient of the depthwise result: spread out already at stride 1.
+  // The gradient of the depthwise result.
   Product back{images_, layer_.out_channels, in_lanes_, 1, {}, scratch.ahead};
-  const Grid<T> spread = inside(scratch.spread);
-  Grid<T> gradient = spread;
-  if (stride > 1) gradient = {scratch.gradient, out.width * in_lanes_, in_lanes_};
+  const int64_t row = (out.width + 2 * border_) * in_lanes_;
+  const Grid<T> gradient = Grid<T>{scratch.padded, row, in_lanes_}.at(border_, border_);
   DA2S_SIMD_CALL(product<T>, back, g, transposed_, gradient, out, false);
-  if (sums)
-    DA2S_SIMD_CALL(depthwise_weights<T>, depthwise_shape(stride, scratch.ahead), window, gradient,
-                   out, sums);
+  if (sums) DA2S_SIMD_CALL(depthwise_weights<T>, shape, window, gradient, out, sums);
   if (!dx) return;
-  if (stride > 1)
-    DA2S_SIMD_CALL(normalize<T>, gradient, out, in_lanes_, nullptr, nullptr, false,
-                   (Grid<T>{spread.data, spread.row * stride, spread.pixel * stride}));
-  DA2S_SIMD_CALL(depthwise<T>, depthwise_shape(1, scratch.ahead), spread.at(-p, -p), turned_,
+  DA2S_SIMD_CALL(depthwise_back<T>, shape, gradient, turned_,
                  (Grid<T>{dx, size_.width * in_lanes_, in_lanes_}), size_, add);
 }
 
@@ -175,7 +181,7 @@ void PackedLayer<T>::dense_backward(Grid<const T> in, const T* dz, const Scratch
   const bool direct = taps == 1 && layer_.stride == 1;
   const bool spread = dx && !direct;
   if (spread && !add) std::memset(dx, 0, size_.pixels() * in_lanes_ * sizeof(T));
-  if (spread) std::memset(scratch.spread, 0, padded() * sizeof(T));
+  if (spread) std::memset(scratch.padded, 0, padded() * sizeof(T));
   for (int64_t tap = 0; tap < taps; ++tap) {
     const int64_t offset = tap_offset(tap);
     if (sums) {
@@ -184,7 +190,7 @@ void PackedLayer<T>::dense_backward(Grid<const T> in, const T* dz, const Scratch
       DA2S_SIMD_CALL(product_weights<T>, one, moved, g, out, sums + tap * product_sums());
     }
     if (!dx) continue;
-    Grid<T> to = direct ? whole : inside(scratch.spread);
+    Grid<T> to = direct ? whole : inside(scratch.padded);
     to = {to.data + offset, to.row * layer_.stride, to.pixel * layer_.stride};
     // Of a half, its own channels only.
     const int64_t first = layer_.halves ? tap * half : 0;
@@ -196,8 +202,8 @@ void PackedLayer<T>::dense_backward(Grid<const T> in, const T* dz, const Scratch
                    spread || add);
   }
   if (!spread) return;
-  DA2S_SIMD_CALL(add<T>, inside(scratch.spread), size_, in_lanes_, whole);
-  std::memset(scratch.spread, 0, padded() * sizeof(T));
+  DA2S_SIMD_CALL(add<T>, inside(scratch.padded), size_, in_lanes_, whole);
+  std::memset(scratch.padded, 0, padded() * sizeof(T));
 }
 
 template <class T>

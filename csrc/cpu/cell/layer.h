@@ -2,8 +2,8 @@
 //
 // A separable layer's depthwise result stays in scratch memory in the second cache and is computed
 // again in backward instead of being kept. Its gradient with respect to the input is a depthwise
-// convolution again, of the gradient spread out by the stride between borders of zeros, with the
-// kernel turned around. A dense layer's is added tap by tap to where the tap had read.
+// convolution again, of the gradient inside a border of zeros, with the kernel turned around. A
+// dense layer's is added tap by tap to where the tap had read.
 #pragma once
 
 #include <cstdint>
@@ -44,9 +44,8 @@ class PackedLayer {
   void forward(Grid<const T> in, T* middle, T* z, Ahead* ahead = nullptr) const;
 
   struct Scratch {
-    T* middle;    // out pixels * in lanes
-    T* gradient;  // out pixels * in lanes
-    T* spread;    // padded(), zero between uses but for what backward itself writes
+    T* middle;  // out pixels * in lanes
+    T* padded;  // padded(), zero between uses but for what backward itself writes
     Ahead* ahead = nullptr;
   };
   // Writes dx, the gradient of the image, or adds to it, and adds to the weights' sums; either may
@@ -61,9 +60,10 @@ class PackedLayer {
  private:
   int64_t spatial_sums() const { return layer_.separable ? layer_.taps() * in_lanes_ : 0; }
   int64_t product_sums() const { return layer_.in_channels * out_lanes(); }
-  Depthwise depthwise_shape(int64_t stride, Ahead* ahead) const;
+  Depthwise depthwise_shape(Ahead* ahead) const;
   Product product_shape(Ahead* ahead) const;
   int64_t tap_offset(int64_t tap) const;
+  int64_t turned_tap(int64_t tap) const;
   template <class Visit>
   void for_each_product_weight(Visit visit) const;
   void halves_forward(Grid<const T> in, T* middle, Grid<T> z) const;
@@ -76,7 +76,7 @@ class PackedLayer {
   Size size_;
   int64_t images_, border_, in_lanes_;
   T* spatial_ = nullptr;     // (taps, in lanes)
-  T* turned_ = nullptr;      // the same, last tap first
+  T* turned_ = nullptr;      // the same, as depthwise_back reads it
   T* product_ = nullptr;     // (taps, in channels, out lanes)
   T* transposed_ = nullptr;  // (taps, out channels, in lanes)
 };

@@ -14,7 +14,7 @@ from da2s_fast.nn.autocast import autocast_dtype, output_dtype
 from da2s_fast.nn.recognize import Recognized
 from da2s_fast.nn.snapshot import Snapshot, children
 from da2s_fast.ops._backend import REFERENCE, choose_backend
-from da2s_fast.ops.cell.checks import cpu_reason, mismatch, unavailable
+from da2s_fast.ops.cell.checks import fused_reasons, mismatch, unavailable
 from da2s_fast.ops.cell.function import run, update_running
 from da2s_fast.ops.cell.memory import MemoryChoice
 from da2s_fast.ops.cell.plan import Active, CellPlan
@@ -57,14 +57,14 @@ class CellModule(nn.Module):
         if torch.compiler.is_exporting():
             # Exported programs must run where this package's operators are not installed.
             return None
-        reason = unavailable(inputs[-1])
-        if choose_backend("cell", None, {"cpu": reason}) == REFERENCE:
+        reasons = unavailable(inputs[-1])
+        if choose_backend("cell", None, reasons) == REFERENCE:
             return None
         # A compiler watches everything that it sees on its own.
         found = self.recognize() if torch.compiler.is_compiling() else self._known.look(self)
         plan = found if isinstance(found, str) else _with_active(found.plan, active)
         if isinstance(found, str) or isinstance(plan, str):
-            choose_backend("cell", None, {"cpu": str(plan)})
+            choose_backend("cell", None, dict.fromkeys(reasons, str(plan)))
             return None
         weights: list[Tensor] = [
             parameter
@@ -84,10 +84,13 @@ class CellModule(nn.Module):
         reason = (
             _buffer_reason((*running, *tracked))
             or mismatch(inputs, p, g, weights, plan)
-            or cpu_reason(inputs, p, g, weights, plan, running, found.frozen)
             or (_dtype_reason(inputs[-1], weights) if low is None else None)
         )
-        if choose_backend("cell", None, {"cpu": reason}) == REFERENCE:
+        if reason is None:
+            reasons = fused_reasons(inputs, p, g, weights, plan, running, found.frozen)
+        else:
+            reasons = dict.fromkeys(reasons, reason)
+        if choose_backend("cell", None, reasons) == REFERENCE:
             return None
         output, statistics = run(
             inputs, p, g, weights, plan, running, found.frozen, found.eps, self.memory

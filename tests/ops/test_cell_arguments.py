@@ -45,7 +45,7 @@ LEFT = [
     ),
     (lambda c: replace(c, inputs=[x[:, :, :, :0] for x in c.inputs]), "empty"),
     (lambda c: replace(c, inputs=[x[:1, :, :1, :1] for x in c.inputs]), "a single value"),
-    (lambda c: replace(c, p=c.p.to("meta")), "a tensor is on meta"),
+    (lambda c: replace(c, p=c.p.to("meta")), "tensors are on cpu and meta"),
 ]
 
 
@@ -68,7 +68,7 @@ def test_autocast_changes_nothing(backend):
 
 def test_backends(monkeypatch):
     case = make_case(PLANS["normal"])
-    with pytest.raises(UserError, match="no backend 'gpu'; choose one of: cpu, reference"):
+    with pytest.raises(UserError, match="no backend 'gpu'; choose one of: cpu, triton, reference"):
         case(backend="gpu")
     with use_backend("gpu"), pytest.raises(UserError, match="no backend 'gpu'"):
         case()

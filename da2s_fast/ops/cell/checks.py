@@ -1,4 +1,4 @@
-"""Whether arguments of the cell fit together, and whether its compiled operator can run on them."""
+"""Whether arguments of the cell fit together, and whether its fused operators can run on them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from da2s_fast.ops._triton import triton_reason
 from da2s_fast.ops.cell.operator import HAS_CPU_KERNEL
 from da2s_fast.ops.cell.plan import CellPlan
 
@@ -56,14 +57,32 @@ def mismatch(
     return None
 
 
-def unavailable(x: Tensor) -> str | None:
-    """Say why no call with this input can go to the compiled CPU operator: the first question."""
+def unavailable(x: Tensor) -> dict[str, str | None]:
+    """Say, by backend, why no call with this input can go to it: the first question."""
+    cpu = None if x.is_cpu else f"a tensor is on {x.device}"
     if not HAS_CPU_KERNEL:
-        return "the compiled CPU library is not there (`da2s info` says why)"
-    return None if x.is_cpu else f"a tensor is on {x.device}"
+        cpu = "the compiled CPU library is not there (`da2s info` says why)"
+    return {"cpu": cpu, "triton": triton_reason(x)}
 
 
-def cpu_reason(  # noqa: PLR0917 - as the operator
+def fused_reasons(  # noqa: PLR0917 - as the operator
+    inputs: Sequence[Tensor],
+    p: Tensor,
+    g: Tensor | None,
+    weights: Sequence[Tensor],
+    plan: CellPlan,
+    running: Sequence[Tensor],
+    frozen: Sequence[int],
+) -> dict[str, str | None]:
+    """Say, by backend, why it cannot run what fits together; None where it can."""
+    reasons = unavailable(inputs[-1])
+    if None not in reasons.values():
+        return reasons
+    reason = _reason(inputs, p, g, weights, plan, running, frozen)
+    return {backend: own or reason for backend, own in reasons.items()}
+
+
+def _reason(  # noqa: PLR0917 - as the operator
     inputs: Sequence[Tensor],
     p: Tensor,
     g: Tensor | None,
@@ -72,15 +91,17 @@ def cpu_reason(  # noqa: PLR0917 - as the operator
     running: Sequence[Tensor],
     frozen: Sequence[int],
 ) -> str | None:
-    """Say why the compiled CPU operator cannot run what fits together; None where it can."""
+    """What all backends leave to the reference; None where there is nothing."""
     x = inputs[-1]
-    reason = unavailable(x)
-    if reason is not None:
-        return reason
     mixture = [p] if g is None else [p, g]
-    for tensor in (*inputs, *mixture, *weights, *running):
-        if not tensor.is_cpu:
-            return f"a tensor is on {tensor.device}"
+    tensors = (*inputs, *mixture, *weights, *running)
+    # Cells have hundreds of weights: the shorter question where it will do.
+    if (
+        not all(t.is_cpu for t in tensors)
+        if x.is_cpu
+        else any(t.device != x.device for t in tensors)
+    ):
+        return f"tensors are on {' and '.join(sorted({str(t.device) for t in tensors}))}"
     if x.dtype not in _DTYPES:
         return f"the inputs are {x.dtype}"
     for tensor in (*mixture, *weights):

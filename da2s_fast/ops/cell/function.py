@@ -12,7 +12,7 @@ from torch import Tensor
 from da2s_fast.errors import UserError
 from da2s_fast.ops._backend import REFERENCE, choose_backend
 from da2s_fast.ops.cell import reference
-from da2s_fast.ops.cell.checks import cpu_reason, mismatch, values_per_channel
+from da2s_fast.ops.cell.checks import fused_reasons, mismatch, values_per_channel
 from da2s_fast.ops.cell.memory import MemoryChoice, saves
 from da2s_fast.ops.cell.norm import EPS, Statistics
 from da2s_fast.ops.cell.operator import accumulation_dtype, layout
@@ -54,9 +54,10 @@ def cell(
         frozen: slots of the norms that normalize with running statistics instead of the batch's.
         eps: of the norms.
         memory: "save", "recompute" or "auto", see `MemoryChoice`.
-        backend: "cpu" (compiled; float32, float64, bfloat16 and float16, computed in float32 or
-            float64; p, g and weights of the inputs' type or float32), "reference" (plain PyTorch,
-            any device, twice differentiable) or None for the best that can run.
+        backend: "cpu" (compiled) or "triton" (CUDA tensors), both for float32, float64, bfloat16
+            and float16, computed in float32 or float64, p, g and weights of the inputs' type or
+            float32; "reference" (plain PyTorch, any device, twice differentiable) or None for the
+            best that can run.
 
     Returns:
         The output, (N, output nodes * C, H', W') in the inputs' dtype, channels_last where the
@@ -73,7 +74,7 @@ def cell(
         problem = f"{len(running)} running statistics for {len(plan.norm_channels)} norms"
     if problem is not None:
         raise UserError(f"cell got {problem}; see its docstring for the shapes")
-    reasons = {"cpu": cpu_reason(inputs, p, g, weights, plan, running, frozen)}
+    reasons = fused_reasons(inputs, p, g, weights, plan, running, frozen)
     if choose_backend("cell", backend, reasons) == REFERENCE:
         return cell_reference(inputs, p, g, weights, plan, running=running, frozen=frozen, eps=eps)
     return run(inputs, p, g, weights, plan, running, frozen, eps, memory)
@@ -90,7 +91,7 @@ def run(  # noqa: PLR0917 - as the operator
     eps: float,
     memory: MemoryChoice,
 ) -> tuple[Tensor, Tensor]:
-    """`cell` by the compiled operator, without checks."""
+    """`cell` by the fused operator, without checks."""
     x = inputs[-1]
     save = False
     learned = (*inputs, p, *(() if g is None else (g,)), *weights)
@@ -99,6 +100,7 @@ def run(  # noqa: PLR0917 - as the operator
         sizes = tuple(operator.index(n) for y in inputs for n in y.shape[1:])
         save = saves(
             memory,
+            x.device,
             tuple(map(operator.index, plan.code)),
             operator.index(x.shape[0]),
             sizes,
@@ -179,8 +181,8 @@ def update_running(
     """Move running statistics towards those of a batch, as training BatchNorms do.
 
     ``running = (1 - momentum) running + momentum new``, the variance unbiased. Norms that are
-    frozen or belong to operations that are not active keep theirs. Wherever `cell` runs compiled,
-    this does.
+    frozen or belong to operations that are not active keep theirs. Wherever `cell` runs fused, this
+    does; on GPUs without waiting for the device.
 
     Args:
         statistics: the second result of `cell`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
@@ -10,6 +11,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 
 from da2s_fast.errors import UserError
+from da2s_fast.ops.cell.triton.layout import saved_size as saved_size_on_gpus
 
 MemoryChoice = Literal["auto", "save", "recompute"]
 """save: keep every z for the backward pass, the fastest. recompute: keep the nodes only and
@@ -27,10 +29,20 @@ class _Group(NamedTuple):
     stat: Path
 
 
-def fits(needed: int) -> bool:
-    """Whether `needed` bytes more leave a quarter of the machine's, or container's, memory free."""
-    total, available = memory()
+def fits(needed: int, device: torch.device) -> bool:
+    """Whether `needed` bytes more leave a quarter of the memory free: a GPU's, or the machine's."""
+    total, available = gpu_memory(device) if device.type == "cuda" else memory()
     return available - needed >= _LEFT_FREE * total
+
+
+def gpu_memory(device: torch.device) -> tuple[int, int]:
+    """Bytes of a GPU's memory in all and free for use.
+
+    Free is what the driver has, and what torch holds without using it.
+    """
+    free, total = torch.cuda.mem_get_info(device)
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return total, free + unused
 
 
 def memory(root: Path = Path("/")) -> tuple[int, int]:
@@ -95,14 +107,34 @@ def _file_pages(stat: Path) -> int:
     return sum(numbers.get(f"{prefix}{name}", 0) for name in ("inactive_file", "active_file"))
 
 
+def saved_size(  # noqa: PLR0917 - the operator's arguments
+    device: torch.device,
+    code: Sequence[int],
+    batch: int,
+    sizes: Sequence[int],
+    save: bool,
+    element: int,
+) -> int:
+    """How many numbers the kernels for a device keep for the backward pass; see `saves`."""
+    if device.type == "cuda":
+        return saved_size_on_gpus(code, batch, sizes, save)
+    return int(torch.ops.da2s_fast.cell_saved_size(list(code), batch, list(sizes), save, element))
+
+
 @torch.compiler.assume_constant_result
-def saves(
-    choice: MemoryChoice, code: tuple[int, ...], batch: int, sizes: tuple[int, ...], element: int
+def saves(  # noqa: PLR0917 - the operator's arguments
+    choice: MemoryChoice,
+    device: torch.device,
+    code: tuple[int, ...],
+    batch: int,
+    sizes: tuple[int, ...],
+    element: int,
 ) -> bool:
     """Whether a cell that will be differentiated keeps what its backward pass needs.
 
     Args:
         choice: what was asked for.
+        device: where it is computed.
         code: the encoded plan.
         batch: N.
         sizes: channels, height and width of every input.
@@ -115,5 +147,4 @@ def saves(
         raise UserError(f"cell got memory={choice!r}; choose one of {get_args(MemoryChoice)}")
     if choice != "auto":
         return choice == "save"
-    numbers = torch.ops.da2s_fast.cell_saved_size(list(code), batch, list(sizes), True, element)
-    return fits(numbers * element)
+    return fits(saved_size(device, code, batch, sizes, True, element) * element, device)

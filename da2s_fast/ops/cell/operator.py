@@ -1,6 +1,7 @@
 """The cell as operators of torch's: schemas, fake implementations, operation counts.
 
-`da2s_fast.ops.cell.function` says what they compute; compiled libraries implement them;
+`da2s_fast.ops.cell.function` says what they compute; compiled libraries and, on GPUs, the drivers
+of `da2s_fast.ops.cell.triton` implement them;
 `da2s_fast.ops.cell.autograd` differentiates them.
 """
 
@@ -14,8 +15,10 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from da2s_fast.ops._backend import LIBRARY, define_operator, has_kernel
+from da2s_fast.ops._triton import register_triton
 from da2s_fast.ops.cell import autograd
 from da2s_fast.ops.cell.cost import Size, backward_operations, forward_operations
+from da2s_fast.ops.cell.memory import saved_size
 from da2s_fast.ops.cell.plan import CellPlan, decode
 
 # statistics: by norm slot mean, then biased variance. saved: what backward needs beside the
@@ -43,6 +46,8 @@ _UPDATE = define_operator(
 _SAVED_SIZE = define_operator(
     "cell_saved_size(int[] plan, int batch, int[] sizes, bool save, int element) -> int"
 )
+for _operator in ("cell", "cell_backward", "cell_update_running"):
+    register_triton(_operator, "da2s_fast.ops.cell.triton.drivers")
 autograd.register()
 HAS_CPU_KERNEL = has_kernel(_FORWARD, "cpu")
 
@@ -81,9 +86,7 @@ def _fake_forward(  # noqa: PLR0917 - the schema's arguments
     # The kernels know how much they keep; asked with numbers, a traced size becomes fixed.
     sizes = [int(length) for tensor in inputs for length in tensor.shape[1:]]
     dtype = accumulation_dtype(x.dtype)
-    numbers = torch.ops.da2s_fast.cell_saved_size(
-        plan, int(x.shape[0]), sizes, save, dtype.itemsize
-    )
+    numbers = saved_size(x.device, plan, int(x.shape[0]), sizes, save, dtype.itemsize)
     return (
         output.to(memory_format=layout(inputs[0])),
         x.new_empty((2 * sum(cell.norm_channels),), dtype=dtype),

@@ -4,8 +4,6 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-import triton.language as tl
-from triton.runtime import interpreter
 
 from da2s_fast.ops.cell.triton import forward
 from tests.gpu.cells import SMALL, WIDE, check, evaluate, gradients_of, tiles_of
@@ -20,31 +18,6 @@ def small_tiles() -> Iterator[None]:
     """Several tiles and chunks even of tiny images."""
     with tiles_of(32):
         yield
-
-
-@pytest.fixture(autouse=True)
-def patched_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Patch triton.language once for a kernel, not at every call inside: most of the time."""
-    original, patched = interpreter._patch_lang, set()
-
-    class Nothing:
-        def restore(self) -> None:
-            """There is nothing to restore."""
-
-    def patch(function):
-        values = function.__globals__.values()
-        wanted = {id(value) for value in values if value is tl or value is tl.core}
-        if wanted <= patched:
-            return Nothing()
-        outermost = not patched
-        scope = original(function)
-        patched.update(wanted)
-        restore = scope.restore
-        if outermost:
-            scope.restore = lambda: (patched.clear(), restore())
-        return scope
-
-    monkeypatch.setattr(interpreter, "_patch_lang", patch)
 
 
 small = pytest.mark.parametrize("plan", SMALL.values(), ids=SMALL.keys())

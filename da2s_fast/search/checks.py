@@ -54,6 +54,8 @@ def check_values(settings: ResolvedSettings, data: ImageData) -> None:
             "second_order=True needs gradients without loss scaling; choose precision float32 or "
             "bfloat16 instead of float16"
         )
+    if settings.cuda_graph:
+        _check_graph(settings)
     if settings.compat:
         _check_compat(settings)
 
@@ -121,6 +123,19 @@ def _check_device(name: str) -> None:
     if (device.index or 0) >= count:
         raise UserError(
             f"device={name!r} is not there ({count} of its kind can be used); choose another"
+        )
+
+
+def _check_graph(settings: ResolvedSettings) -> None:
+    if torch.device(settings.device).type != "cuda":
+        raise UserError(
+            f"cuda_graph=True needs a GPU, but device={settings.device!r}; choose device cuda or "
+            "leave cuda_graph out"
+        )
+    if settings.precision == "float16":
+        raise UserError(
+            "cuda_graph=True cannot scale the loss, which needs to know about overflows; choose "
+            "precision float32 or bfloat16 instead of float16"
         )
 
 

@@ -16,6 +16,7 @@ from torch import nn
 from da2s_fast.errors import DivergedError
 from da2s_fast.search.discretize import DISCRETE_BETA, DISCRETE_P, Discretization
 from da2s_fast.search.flat import all_finite
+from da2s_fast.search.graph import GraphSteps
 from da2s_fast.search.monitor import FINITE_CHECK_STEPS, ScalarBoard
 from da2s_fast.search.run_folder import Metrics, RunFolder
 from da2s_fast.search.session import SearchSession
@@ -127,13 +128,12 @@ def _run_epoch(
     zero = torch.zeros((), device=session.device)
     train_loss, arch_loss, hits, images = zero, zero, zero, 0
     searches = session.alpha_learns or session.beta_learns
+    take_step = GraphSteps(session) if session.settings.cuda_graph else session.step
     for step in range(1, steps + 1):
         train = session.weight_loader.next_batch()
-        if searches:
-            arch_loss = arch_loss + session.arch_step(train, session.arch_loader.next_batch())
-        loss, correct = session.weight_step(train)
-        session.scaler.update()
-        train_loss, hits, images = train_loss + loss, hits + correct, images + len(train[1])
+        found = take_step(train, session.arch_loader.next_batch() if searches else None)
+        arch_loss, train_loss = arch_loss + found.arch_loss, train_loss + found.loss
+        hits, images = hits + found.hits, images + len(train[1])
         # A NaN or Inf stays in the sums, so that a look now and then misses nothing.
         if step % FINITE_CHECK_STEPS == 0:
             _check_finite(session, epoch, train_loss + arch_loss, folder)

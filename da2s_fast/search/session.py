@@ -21,6 +21,7 @@ from da2s_fast.search.build import build_super_network
 from da2s_fast.search.control import control
 from da2s_fast.search.discretize import Discretization, discretize
 from da2s_fast.search.flat import clip_gradients
+from da2s_fast.search.graph import StepResult
 from da2s_fast.search.measure import GapMeter
 from da2s_fast.search.settings import AUTHORS_EPOCHS, AUTHORS_WARMUP, ResolvedSettings
 
@@ -62,7 +63,10 @@ class SearchSession:
             lr=settings.arch_learning_rate,
             betas=ARCH_BETAS,
             weight_decay=settings.arch_weight_decay,
+            capturable=self._counts_on_device,
         )
+        # With a CUDA graph or without, Adam is to round alike: no advice to choose another form.
+        self.arch_optimizer._warned_capturable_if_run_uncaptured = True
         # Only float16 has too narrow a range for gradients.
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=settings.precision == "float16"
@@ -201,6 +205,15 @@ class SearchSession:
         self.scaler.step(self.weight_optimizer)
         return loss.detach(), (scores.detach().argmax(dim=1) == labels).sum()
 
+    def step(self, train: Batch, valid: Batch | None) -> StepResult:
+        """An architecture step, if there is a batch for it, and a weight step; not synchronized."""
+        arch_loss = torch.zeros((), device=self.device)
+        if valid is not None:
+            arch_loss = self.arch_step(train, valid)
+        loss, hits = self.weight_step(train)
+        self.scaler.update()
+        return StepResult(arch_loss, loss, hits)
+
     def discretize(self) -> Discretization:
         """Cut the current super-network."""
         return discretize(self.architecture, self.space)
@@ -222,6 +235,10 @@ class SearchSession:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what `state_dict` returned, to the same bits."""
+        groups = state["arch_optimizer"]["param_groups"]
+        # The state may come from another kind of device.
+        groups = [group | {"capturable": self._counts_on_device} for group in groups]
+        state = state | {"arch_optimizer": state["arch_optimizer"] | {"param_groups": groups}}
         for name in ("network", "architecture", "weight_optimizer", "arch_optimizer", "scaler"):
             getattr(self, name).load_state_dict(state[name])
         self.weight_loader.load_state_dict(state["weight_loader"])
@@ -229,6 +246,11 @@ class SearchSession:
         torch.set_rng_state(state["random"])
         if state["device_random"] is not None:
             torch.cuda.set_rng_state(state["device_random"], self.device)
+
+    @property
+    def _counts_on_device(self) -> bool:
+        """Whether Adam counts its steps on the device, so that CUDA graphs count them too."""
+        return self.device.type == "cuda"
 
     def _regularizer(self) -> Tensor:
         if self.settings.method != "da2s":

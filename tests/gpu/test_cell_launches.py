@@ -44,6 +44,8 @@ def gpu(fake, monkeypatch) -> Iterator[list[torch.device]]:  # noqa: F811
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**36, 2**36))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 0)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 0)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(memory, "_answers", {})
     tables_of.cache_clear()
     yield fake
     tables_of.cache_clear()
@@ -138,3 +140,18 @@ def test_auto_asks_for_the_memory_of_the_gpu(gpu, monkeypatch, free, unused, sav
         kept[choice] = output.grad_fn.saved_tensors[-1].numel()
     assert kept["auto"] == kept["save" if saves else "recompute"]
     assert kept["save"] > kept["recompute"]
+
+
+@pytest.mark.parametrize("saves", [True, False])
+def test_a_recorded_step_keeps_what_the_steps_before_it_kept(gpu, monkeypatch, saves):
+    """While a graph is recorded, nothing is asked of the GPU."""
+    case = on(make_case(PLANS["mixed op"], (2, 5, 4)), "cuda").require()
+
+    def kept():
+        return case()[0].grad_fn.saved_tensors[-1].numel()
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**36 * saves, 2**36))
+    before = kept()
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: pytest.fail("asked"))
+    assert kept() == before

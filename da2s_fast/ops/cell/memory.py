@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 
@@ -19,6 +19,9 @@ compute the rest again. auto: save where that leaves a quarter of the memory fre
 call; a graph that was compiled keeps the answer of its compilation. The numbers are the same."""
 
 _LEFT_FREE = 1 / 4  # for the backward pass, the data and everybody else on the machine
+
+
+_answers: dict[tuple[Any, ...], bool] = {}  # the last one for every cell on a GPU
 
 
 class _Group(NamedTuple):
@@ -147,4 +150,11 @@ def saves(  # noqa: PLR0917 - the operator's arguments
         raise UserError(f"cell got memory={choice!r}; choose one of {get_args(MemoryChoice)}")
     if choice != "auto":
         return choice == "save"
-    return fits(saved_size(device, code, batch, sizes, True, element) * element, device)
+    key = (device, code, batch, sizes, element)
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        # A recorded step is to run as the steps before it did, and their memory is still taken.
+        return _answers.get(key, False)
+    answer = fits(saved_size(device, code, batch, sizes, True, element) * element, device)
+    if device.type == "cuda":
+        _answers[key] = answer
+    return answer

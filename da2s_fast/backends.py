@@ -100,7 +100,22 @@ def _triton_status() -> BackendStatus:
         kernels = import_module("da2s_fast.kernels")
     except ModuleNotFoundError:
         return BackendStatus("triton", False, f"da2s_fast.kernels is not installed: {_REINSTALL}.")
-    return BackendStatus("triton", *kernels.can_run())
+    runs, sentence = kernels.can_run()
+    if not (runs and torch.cuda.is_available()):
+        return BackendStatus("triton", runs, sentence)
+    device = torch.device("cuda", torch.cuda.current_device())
+    # Imported late: operators need this module.
+    reason = import_module("da2s_fast.ops._triton").device_reason(device)
+    if reason:
+        return BackendStatus("triton", False, f"{reason}.")
+    major, minor = torch.cuda.get_device_capability(device)
+    free, total = torch.cuda.mem_get_info(device)
+    return BackendStatus(
+        "triton",
+        True,
+        f"kernels on {torch.cuda.get_device_name(device)}, compute capability {major}.{minor}, "
+        f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free.",
+    )
 
 
 @cache

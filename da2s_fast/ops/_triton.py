@@ -14,8 +14,10 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-from da2s_fast.ops._backend import LIBRARY
+from da2s_fast.errors import UserError
+from da2s_fast.ops._backend import LIBRARY, REFERENCE
 
 T = TypeVar("T")
 
@@ -48,7 +50,14 @@ def register_triton(operator: str, module: str) -> None:
         driver = getattr(import_module(module), operator)
         # Kernels start on the current device, which need not be that of the tensors.
         with torch.cuda.device_of(_first_tensor(arguments)):
-            return driver(*arguments)
+            try:
+                return driver(*arguments)
+            except import_module("triton").runtime.errors.OutOfResources as error:
+                raise UserError(
+                    f"a kernel of {operator} needs {error.name} of {error.required}, and this GPU "
+                    f"has {error.limit}: compute inside `with da2s_fast.nn.use_backend("
+                    f"'{REFERENCE}')`, or on the CPU"
+                ) from error
 
     DRIVERS[operator] = run
     LIBRARY.impl(operator, run, "CUDA")
@@ -75,11 +84,12 @@ def tuned(table: Mapping[int, T], device: torch.device) -> T:
 # Whether a GPU can be used does not change while a compiled function lives.
 @torch.compiler.assume_constant_result
 def _device_reason(device: torch.device) -> str | None:
-    return _ask_device(device)
+    return device_reason(device)
 
 
 @cache
-def _ask_device(device: torch.device) -> str | None:
+def device_reason(device: torch.device) -> str | None:
+    """Say why Triton kernels cannot run on a device; None where they can, which one has shown."""
     if device.type != "cuda":
         return f"a tensor is on {device}"
     if torch.version.hip is not None:
@@ -97,7 +107,27 @@ def _ask_device(device: torch.device) -> str | None:
             f"{device} is a {torch.cuda.get_device_name(device)} of compute capability "
             f"{found / 10}, and the kernels need 8.0"
         )
-    return None
+    return _starting_problem(device)
+
+
+def _starting_problem(device: torch.device) -> str | None:
+    """Start the smallest kernel: Triton needs a C compiler, and a driver that takes its code."""
+    launch = import_module("da2s_fast.kernels.launch").launch
+    kernel = import_module("da2s_fast.kernels.probe").probe
+    # Who asks may be a compiler, whose tensors have no memory.
+    with unset_fake_temporarily(), torch.no_grad():
+        try:
+            place = torch.zeros(1, device=device)
+            with torch.cuda.device_of(place):
+                launch(kernel, (1,), place=place)
+            wrong = place.item() != 1
+        except Exception as error:  # of the driver, of Triton's compilers, of the C compiler: many
+            text = str(error).strip() or type(error).__name__
+            return (
+                f"Triton cannot start kernels on {device} ({text.splitlines()[0]}); it needs a C "
+                "compiler and an NVIDIA driver no older than torch's CUDA"
+            )
+    return f"a kernel on {device} wrote a wrong number" if wrong else None
 
 
 def _first_tensor(arguments: Iterable[Any]) -> Tensor:

@@ -124,6 +124,19 @@ def _check_device(name: str) -> None:
         raise UserError(
             f"device={name!r} is not there ({count} of its kind can be used); choose another"
         )
+    if device.type == "cuda":
+        _check_driver(name)
+
+
+def _check_driver(name: str) -> None:
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise UserError(
+            f"device={name!r} cannot be used ({reason}); install a driver and a torch that fit "
+            "each other, or choose device cpu"
+        ) from error
 
 
 def _check_graph(settings: ResolvedSettings) -> None:

@@ -171,5 +171,5 @@ def test_old_gpus_are_refused(monkeypatch):
     monkeypatch.setattr(kernels, "can_run", lambda: (True, "runs"))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
-    reason = _triton._ask_device.__wrapped__(torch.device("cuda", 0))
+    reason = _triton.device_reason.__wrapped__(torch.device("cuda", 0))
     assert reason == "cuda:0 is a Tesla T4 of compute capability 7.5, and the kernels need 8.0"

@@ -198,6 +198,7 @@ def test_reading_would_be_noticed(reads):
 )
 def test_what_cannot_be_recorded_is_refused(digits, monkeypatch, settings, problem):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "init", lambda: None)
     with pytest.raises(UserError, match=problem):
         SearchSettings(**TINY | settings, cuda_graph=True).resolved(digits)
 

@@ -6,7 +6,7 @@ against the full backward of eager PyTorch, which is what the public code runs i
 
 import pytest
 
-from benchmarks.cases import EAGER, EAGER_CHANNELS_LAST, all_rows, half_steps, our_rows
+from benchmarks.cases import EAGER, EAGER_CHANNELS_LAST, all_rows, gpu_rows, half_steps, our_rows
 from benchmarks.measure import DEVICES
 from benchmarks.networks import DA2S, PC_DARTS, TITLES
 from benchmarks.results import Measurement
@@ -20,6 +20,8 @@ EPOCH_IMAGES = 25_000  # half of CIFAR-10's training set teaches the weights
 @pytest.mark.parametrize("case", [DA2S, PC_DARTS], ids=["da2s", "pc-darts"])
 def bench_super_network(benchmark, options, publish, case, device):
     rows = [*all_rows(case), *half_steps(our_rows(case))]
+    if device == "cuda":
+        rows += gpu_rows([EAGER, *our_rows(case)])
     found = check_and_measure(benchmark, options, case, rows, device)
     table = results_table(f"{TITLES[case]}, batch {options.batch}, {device}", found)
     table.notes += epoch_notes(found, options.batch)

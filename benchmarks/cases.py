@@ -26,6 +26,10 @@ class Row:
     memory: str | None = None
     channels_last: bool = False
     wanted: Wanted = "all"
+    autocast: bool = False
+    """In bfloat16, as people train on GPUs."""
+    graph: bool = False
+    """Replayed from a CUDA graph."""
 
     @property
     def layout(self) -> torch.memory_format:
@@ -78,6 +82,15 @@ def our_rows(case: Case) -> list[Row]:
 def all_rows(case: Case) -> list[Row]:
     """Eager in both layouts, then ours."""
     return [EAGER, EAGER_CHANNELS_LAST, *our_rows(case)]
+
+
+def gpu_rows(rows: Sequence[Row]) -> list[Row]:
+    """What else one would do on a GPU: eager under autocast, and everything in CUDA graphs."""
+    cast = replace(EAGER_CHANNELS_LAST, name=f"{EAGER_CHANNELS_LAST.name}, bfloat16", autocast=True)
+    return [
+        cast,
+        *(replace(row, name=f"{row.name}, CUDA graph", graph=True) for row in [*rows, cast]),
+    ]
 
 
 def half_steps(rows: Sequence[Row]) -> list[Row]:

@@ -26,7 +26,8 @@ def check(case: Case, rows: Sequence[Row], device: str = "cpu") -> None:
     Raises:
         AssertionError: naming the tensor and the errors.
     """
-    ours = [row for row in rows if row.engine == "ours"]
+    # A graph replays what the row without it computes, and is compared at full size.
+    ours = [row for row in rows if row.engine == "ours" and not row.graph]
     exact = case.subject(EAGER, device).wide().evaluate(BATCH)
     for row in ours:
         subject = case.subject(row, device).wide()
@@ -110,10 +111,12 @@ def _joined(values: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
 def check_full_size(prepared: dict[str, Prepared], rows: Sequence[Row]) -> None:
     """Compare norms of output and gradients of the first steps at full size.
 
+    Rows under autocast, which are eager PyTorch's alone, are as wrong as they are.
+
     Raises:
         Mismatch: naming the row and both norms.
     """
-    done = [row for row in rows if row.name in prepared]
+    done = [row for row in rows if row.name in prepared and not row.autocast]
     for row in done[1:]:
         expected, norms = prepared[done[0].name].norms, prepared[row.name].norms
         # Half of the gradients have another norm.

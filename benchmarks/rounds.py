@@ -19,6 +19,7 @@ from benchmarks.limits import Limits, Rates
 from benchmarks.operations import operations
 from benchmarks.process import Process, RowFailed
 from benchmarks.results import Measurement, Result
+from benchmarks.subject import Subject
 
 _ENOUGH_SECONDS, _MOST_ROUNDS = 10, 30
 _SHARE_OF_FREE = 0.8
@@ -44,10 +45,17 @@ class Job:
         build: Callable[[], Any] | None = None,
     ) -> None:
         self.case, self.row, self.batch = case, row, batch
-        self.build = build or partial(case.subject, row, device)
+        self.build = build or partial(_subject, case, row, device)
         self.result = Result(
             row, batch * operations(case, row.wanted), batch * case.least_bytes(row.wanted)
         )
+
+
+def _subject(case: Case, row: Row, device: str) -> Subject:
+    """The case's, run as the row says."""
+    subject = case.subject(row, device)
+    subject.autocast, subject.graph = row.autocast, row.graph
+    return subject
 
 
 def check_and_measure(

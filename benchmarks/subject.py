@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import median
 from typing import Literal
 
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.memory import PeakMemory, release_memory
+from da2s_fast.search.graph import FIRST_STEPS, Recorder
 
 Wanted = Literal["all", "architecture", "weights"]
 """Whose gradients a step computes."""
@@ -53,6 +55,8 @@ class Subject:
         input_gradient: whether the input's gradient is one of them.
         layout: of the inputs.
         warm_up: a step of the given batch that only warms up; `step` by default.
+        autocast: whether a step computes in bfloat16.
+        graph: whether what is measured is replayed from a CUDA graph.
     """
 
     module: nn.Module
@@ -63,6 +67,9 @@ class Subject:
     input_gradient: bool = False
     layout: torch.memory_format = torch.contiguous_format
     warm_up: Callable[[int], object] | None = None
+    autocast: bool = False
+    graph: bool = False
+    _replays: dict[int, Callable[[], None]] = field(default_factory=dict)
     _inputs: dict[int, Tensor] = field(default_factory=dict)
     _cold: bool = False
 
@@ -100,7 +107,8 @@ class Subject:
         leaves = {name: leaf for name, leaf in leaves.items() if leaf.requires_grad}
         if self.input_gradient:
             leaves["input"] = x
-        output = self.call(x)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+            output = self.call(x)
         if output.dim() == 2:
             labels = torch.arange(batch, device=output.device) % CLASSES
             value, cotangent = F.cross_entropy(output, labels), None
@@ -126,7 +134,7 @@ class Subject:
         self.inputs(batch)
         memory = PeakMemory(self.device)
         start = self._now()
-        output, gradients = self.step(batch)
+        output, gradients = self._recorded(batch) if self.graph else self.step(batch)
         seconds = self._now() - start
         peak = memory.above_start()
         squares = [gradient.double().square().sum() for gradient in gradients.values()]
@@ -140,6 +148,7 @@ class Subject:
 
     def release(self) -> None:
         """Give back memory that allocators keep for the next step."""
+        self._replays.clear()
         release_memory(self.device)
         self._cold = True
 
@@ -149,7 +158,7 @@ class Subject:
         Steps in a row find the memory of the one before; after `release`, one is run for that.
         """
         if self._cold:
-            self.step(batch)
+            _ = self._recorded(batch) if self.graph else self.step(batch)
             self._cold = False
         first = self._timed(batch)
         if first >= _LEAST_SECONDS:
@@ -159,9 +168,22 @@ class Subject:
         return median(self._timed(batch) for _ in range(count))
 
     def _timed(self, batch: int) -> float:
+        run = self._replays[batch] if self.graph else partial(self.step, batch)
+        if self.device.type == "cuda":
+            return _by_events(run, self.device)
         start = self._now()
-        self.step(batch)
+        run()
         return self._now() - start
+
+    def _recorded(self, batch: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Record a step, and return what its first replay has found."""
+        recorder = Recorder(self.device)
+        with recorder.beside():
+            for _ in range(FIRST_STEPS):
+                self.step(batch)
+        self._replays[batch], found = recorder.record(partial(self.step, batch))
+        self._replays[batch]()
+        return found
 
     def _now(self) -> float:
         if self.device.type == "cuda":
@@ -188,6 +210,17 @@ class FusedOperators(TorchDispatchMode):
         if func.namespace == "da2s_fast":
             self.names.add(func._opname)
         return func(*args, **(kwargs or {}))
+
+
+def _by_events(run: Callable[[], object], device: torch.device) -> float:
+    """Seconds between two marks in the GPU's stream: without what it takes to notice the end."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize(device)
+    start.record()
+    run()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1000
 
 
 def initialize(tensors: Mapping[str, Tensor], seed: int = 0) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -40,7 +40,7 @@ class StepResult(NamedTuple):
     hits: Tensor
 
 
-Step = Callable[[], StepResult]
+Result = TypeVar("Result")
 
 
 class Recorder:
@@ -58,7 +58,7 @@ class Recorder:
             yield
         current.wait_stream(self._stream)
 
-    def record(self, step: Step) -> tuple[Callable[[], None], StepResult]:
+    def record(self, step: Callable[[], Result]) -> tuple[Callable[[], None], Result]:
         """What takes the step once more, and where it puts its results; takes no step by itself."""
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=self._stream):

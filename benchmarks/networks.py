@@ -17,7 +17,7 @@ from da2s_fast.nn import (
     NasBench201SuperNetwork,
     SuperNetwork,
 )
-from da2s_fast.nn.super_network import DenseCell, ResidualBlock
+from da2s_fast.nn.super_network import IMAGENET_SIZE, DenseCell, ResidualBlock
 from da2s_fast.spaces import get_space
 from tests.nn import reference
 
@@ -110,15 +110,13 @@ class SearchNetwork:
             noise=0,
             generator=torch.Generator(),
         )
-        macro = NasBench201SuperNetwork if space.macro == "nas-bench-201" else SuperNetwork
-        network = macro(
-            self.channels,
-            CLASSES,
-            self.cells,
-            architecture,
-            primitives=space.primitives,
-            partial_channels=self.partial_channels,
-        )
+        common = {"primitives": space.primitives, "partial_channels": self.partial_channels}
+        sizes = (self.channels, CLASSES, self.cells, architecture)
+        network: SuperNetwork | NasBench201SuperNetwork
+        if space.macro == "nas-bench-201":
+            network = NasBench201SuperNetwork(*sizes, **common)
+        else:
+            network = SuperNetwork(*sizes, image_size=self.image_size, **common)
         set_memory(network, row.memory)
         return network
 
@@ -129,16 +127,19 @@ class SearchNetwork:
         if get_space(self.space).macro == "nas-bench-201":
             network = reference.NasBench201Network(*sizes, K=self.partial_channels)
         else:
-            network = reference.Network(*sizes, K=self.partial_channels)
+            imagenet = self.image_size >= IMAGENET_SIZE
+            network = reference.Network(*sizes, K=self.partial_channels, imagenet=imagenet)
         return eager.as_published(network).to(memory_format=row.layout)
 
 
 DA2S = SearchNetwork("da2s", "da2s")
 PC_DARTS = SearchNetwork("darts", "pc-darts", partial_channels=4)
+IMAGENET = SearchNetwork("darts", "pc-darts", partial_channels=4, image_size=224)
 NAS_BENCH_201 = SearchNetwork("nas-bench-201", "da2s", cells=5)
 
 TITLES = {
     DA2S: "DA2S super-network, C=16, L=8, 7 operations, 32x32",
     PC_DARTS: "PC-DARTS super-network, C=16, L=8, 8 operations, partial channels K=4, 32x32",
+    IMAGENET: "PC-DARTS super-network, C=16, L=8, 8 operations, partial channels K=4, 224x224",
     NAS_BENCH_201: "NAS-Bench-201 super-network, C=16, N=5, 5 operations, 32x32",
 }

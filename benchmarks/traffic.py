@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from math import prod
 
+from da2s_fast.nn.super_network import IMAGENET_SIZE
 from da2s_fast.nn.topology import CellTopology
 from da2s_fast.ops.cell.cost import Size, Stage, stages
 from da2s_fast.ops.cell.plan import CellPlan, PreprocessKind
@@ -31,9 +33,8 @@ def search_network(
     """Bytes per image of a super-network; without weight gradients the first cells do less."""
     if space.macro == "nas-bench-201":
         return _nas_bench_201(space, channels, cells, image_size)
-    size = Size(3 * channels, image_size, image_size)
-    total = _stem(image_size, size, needs_weights)
-    before, reduced = [size, size], False
+    total, before = stems(channels, image_size, needs_weights)
+    reduced = before[0] != before[1]
     for index in range(cells):
         reduction = index in (cells // 3, 2 * cells // 3)
         channels *= 2 if reduction else 1
@@ -52,6 +53,22 @@ def search_network(
         side = -(-before[1].height // 2) if reduction else before[1].height
         before, reduced = [before[1], Size(space.nodes * channels, side, side)], reduction
     return total + _head(before[1])
+
+
+def stems(channels: int, image_size: int, needs_weights: bool) -> tuple[int, list[Size]]:
+    """Bytes per image of a super-network's stem, and the sizes of the first cell's inputs."""
+    if image_size < IMAGENET_SIZE:
+        size = Size(3 * channels, image_size, image_size)
+        return _stem(image_size, size, needs_weights), [size, size]
+    half = -(-image_size // 2)
+    sizes = [Size(channels // 2, half, half)]
+    for _ in range(2):
+        half = -(-half // 2)
+        sizes.append(Size(channels, half, half))
+    total = _stem(image_size, sizes[0], needs_weights)
+    for x, z in pairwise(map(prod, sizes)):
+        total += ELEMENT * (_conv(x, z) if needs_weights else x + z)
+    return total, sizes[1:]
 
 
 def _useless(stage: Stage, idle: Sequence[int]) -> bool:

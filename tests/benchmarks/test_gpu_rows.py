@@ -6,10 +6,10 @@ from functools import partial
 import pytest
 import torch
 
-from benchmarks import rounds
+from benchmarks import exactness, rounds, traffic
 from benchmarks import subject as subjects
 from benchmarks.cases import EAGER, EAGER_CHANNELS_LAST, all_rows, gpu_rows, our_rows
-from benchmarks.exactness import check_full_size
+from benchmarks.networks import SearchNetwork
 from tests.benchmarks.test_rows import TINY
 from tests.ops.compare import Mismatch
 
@@ -87,10 +87,10 @@ def test_a_wrong_replay_is_noticed(monkeypatch):
             return broken, places
 
     rows = [EAGER, next(row for row in ROWS if row.graph and row.engine == "ours")]
-    check_full_size({row.name: build(row).prepare(3) for row in rows}, rows)
+    exactness.check_full_size({row.name: build(row).prepare(3) for row in rows}, rows)
     monkeypatch.setattr(subjects, "Recorder", Wrong)
     with pytest.raises(Mismatch, match="CUDA graph"):
-        check_full_size({row.name: build(row).prepare(3) for row in rows}, rows)
+        exactness.check_full_size({row.name: build(row).prepare(3) for row in rows}, rows)
 
 
 def test_a_measured_graph_replays_and_nothing_else(monkeypatch):
@@ -128,3 +128,25 @@ def test_time_between_events(monkeypatch):
     seconds = subjects._by_events(lambda: calls.append("step"), torch.device("cuda", 0))
     assert seconds == 0.0025
     assert calls == ["wait", "mark", "step", "mark", "wait for the mark"]
+
+
+LARGE = SearchNetwork("darts", "pc-darts", 8, 3, partial_channels=4, image_size=128)
+
+
+def test_large_images():
+    """Through the stem of ImageNet ours is eager PyTorch's network."""
+    exactness.check(LARGE, our_rows(LARGE)[:1])
+
+
+@pytest.mark.parametrize("case", [LARGE, TINY], ids=["imagenet", "cifar"])
+def test_sizes_behind_the_stem(case):
+    """What the least bytes are counted from is what the first cell gets."""
+    subject, seen = case.subject(EAGER), []
+    first = case.parts(subject.module)[0]
+    first.register_forward_pre_hook(lambda _, inputs: seen.extend(x.shape[1:] for x in inputs[:2]))
+    subject.step(2)
+    total, sizes = traffic.stems(case.channels, case.image_size, True)
+    assert [tuple(size) for size in sizes] == [tuple(shape) for shape in seen]
+    assert 0 < traffic.stems(case.channels, case.image_size, False)[0] < total
+    # What a convolution reads and writes is less than what training it does.
+    assert total < case.least_bytes("all")

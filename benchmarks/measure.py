@@ -8,7 +8,7 @@ from torch import Tensor
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 # Eager PyTorch, then every fused backend of the device.
-BACKENDS = {"cpu": ["reference", "cpu"], "cuda": ["reference"]}
+BACKENDS = {"cpu": ["reference", "cpu"], "cuda": ["reference", "triton"]}
 # A row that copies as many bytes as the operation must move at least, counting reads and writes.
 COPY = "copy"
 _POOL = 1 << 28  # bytes, far more than any cache

@@ -29,7 +29,7 @@ from da2s_fast.kernels.cell import finish, prepare_backward, reach, sums
 from da2s_fast.kernels.launch import launch
 from da2s_fast.ops.cell.operations import CONVS, DENSE
 from da2s_fast.ops.cell.operator import layout as memory_format
-from da2s_fast.ops.cell.triton.forward import Call, cdiv, layers
+from da2s_fast.ops.cell.triton.forward import Call, cdiv, layers, warps_of
 from da2s_fast.ops.cell.triton.layout import block_of, layout_of
 from da2s_fast.ops.cell.triton.tables import Round, tables_of
 
@@ -86,8 +86,7 @@ class _Backward:
         plan, layout, states = call.layout.plan, call.layout, call.states
         self.options = call.products(plan.mixed_channels)
         self.blocks = cdiv(plan.mixed_channels, self.options["BLOCK"])
-        # As many as there are registers for, and no thread without numbers of a tile.
-        self.warps = max(1, min(8, self.options["PIXELS"] * self.options["BLOCK"] // 32))
+        self.warps = warps_of(self.options["PIXELS"], self.options["BLOCK"])
         self.again = not save
         # One program sees a node's gradient complete unless the shuffle spreads it over several.
         self.sums_too = save and (plan.partial_channels == 1 or self.blocks == 1)

@@ -101,6 +101,11 @@ def cdiv(a: int, b: int) -> int:
     return -(-a // b)
 
 
+def warps_of(pixels: int, block: int) -> int:
+    """As many as there are registers for, and no thread without numbers of a tile."""
+    return max(1, min(8, pixels * block // 32))
+
+
 def cell(  # noqa: PLR0917 - the schema's arguments
     inputs: list[Tensor],
     p: Tensor,
@@ -199,6 +204,7 @@ def layers(call: Call, step: Round) -> None:
         launch(
             convolve.convolve,
             (layout.chunks, own.length, cdiv(plan.mixed_channels, options["BLOCK"])),
+            warps=warps_of(options["PIXELS"], options["BLOCK"]),
             table=own.table,
             source=call.z if second else call.states,
             z=call.z,
@@ -226,6 +232,7 @@ def _mix(call: Call, step: Round, output: Tensor) -> None:
     launch(
         mix.mix,
         (cdiv(layout.pixels(step.node), layout.tile), cdiv(plan.mixed_channels, block)),
+        warps=warps_of(layout.tile, block),
         table=step.mixed.table,
         rows=step.mixed.length,
         p_weights=call.p,

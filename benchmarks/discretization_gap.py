@@ -27,12 +27,11 @@ from da2s_fast.report import RunRecord, load_run
 from da2s_fast.search.discretize import DISCRETE_BETA, DISCRETE_P
 from da2s_fast.search.settings import ARCH_MOVEMENT
 
-# Small enough for two cores: 16x16 images, 3,000 of them, 3 cells of 8 channels with 3 nodes.
-DATA = ["--data=cifar10", "--image_size=16", "--limit=3000"]
+# Small enough for two cores: 3,000 images, 5 cells of 8 channels.
+DATA = ["--data=cifar10", "--limit=3000"]
 SIZE = [
-    "--cells=3",
+    "--cells=5",
     "--channels=8",
-    "--nodes=3",
     "--epochs=20",
     "--batch_size=64",
     "--measure_images=500",
@@ -45,8 +44,8 @@ VARIANTS = {
     "DA2S, partial channels": ["--method=da2s", "--partial_channels=4"],
 }
 IMBALANCED = "DA2S, imbalanced"
-KEEP = ["--method=da2s", "--keep_normal=[1,2,3]", "--keep_reduce=[2,1,3]"]
-RETRAIN = ["--channels=16", "--cells=3", "--epochs=10", "--batch_size=64"]
+KEEP = ["--method=da2s", "--keep_normal=[1,2,3,2]", "--keep_reduce=[2,1,3,2]"]
+RETRAIN = ["--channels=16", "--cells=5", "--epochs=10", "--batch_size=64"]
 
 
 def searches(seeds: int) -> dict[tuple[str, int], list[str]]:
@@ -96,8 +95,11 @@ def row(variant: str, runs: list[Path]) -> str:
         return [value for record in records if (value := record.last(key)) is not None]
 
     parts = [record.accuracies("search") for record in records]
-    betas, ps = last("kept_beta"), last("mean_max_p")
-    discrete = min(ps) > DISCRETE_P and min(betas, default=1.0) >= DISCRETE_BETA
+    betas = last("kept_beta")
+    discrete = sum(
+        p > DISCRETE_P and beta >= DISCRETE_BETA
+        for p, beta in zip(last("kept_p"), betas or [1.0] * len(runs), strict=True)
+    )
     cells = [
         variant,
         str(len(runs)),
@@ -105,9 +107,9 @@ def row(variant: str, runs: list[Path]) -> str:
         percent([part.cut for part in parts]),
         percent([part.gap for part in parts]),
         percent([part.gap_bn for part in parts]),
-        f"{mean(ps):.2f}",
+        f"{mean(last('mean_max_p')):.2f}",
         f"{mean(betas):.2f}" if betas else "-",
-        "yes" if discrete else "no",
+        f"{discrete} of {len(runs)}",
         percent([summary["test_accuracy"] for summary in retrained]),
     ]
     return f"| {' | '.join(cells)} |"

@@ -54,6 +54,7 @@ METRICS = (
     Metric("test_cut", "test after", _accuracy("test", "cut"), formatting.points),
     Metric("test_gap", "test gap", _accuracy("test", "gap"), formatting.points, brief=False),
     Metric("mean_max_p", "max p", lambda run: run.last("mean_max_p"), formatting.weight),
+    Metric("kept_p", "kept p", lambda run: run.last("kept_p"), formatting.weight),
     Metric("kept_beta", "kept β", lambda run: run.last("kept_beta"), formatting.weight),
     Metric("seconds", "time", lambda run: run.seconds, formatting.clock),
     Metric("parameters", "params", lambda run: run.total("parameters"), formatting.quantity),

@@ -32,6 +32,7 @@ _COLUMNS = (
     ("before, BN", "accuracy_super_bn", formatting.percent),
     ("after, BN", "accuracy_cut_bn", formatting.percent),
     ("max p", "mean_max_p", formatting.decimal),
+    ("kept p", "kept_p", formatting.decimal),
     ("kept β", "kept_beta", formatting.decimal),
     ("skips", "skip_fraction", formatting.percent),
     ("learning rate", "lr", formatting.decimal),

@@ -27,6 +27,7 @@ _SCALARS = (
     "accuracy_super_bn",
     "accuracy_cut_bn",
     "mean_max_p",
+    "kept_p",
     "kept_beta",
     "skip_fraction",
     "seconds",

@@ -45,8 +45,8 @@ def judge(record: RunRecord) -> Verdict:
 
 
 def _checks(record: RunRecord) -> tuple[Check, ...]:
-    p, beta = record.last("mean_max_p"), record.last("kept_beta")
-    strongest = "Strongest operation of an edge, mean max p"
+    p, beta = record.last("kept_p"), record.last("kept_beta")
+    strongest = "Operations that are kept, smallest p"
     if p is None:
         first = Check(f"{strongest}: not recorded", None)
     else:

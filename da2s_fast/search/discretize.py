@@ -14,7 +14,7 @@ from da2s_fast.ops import edge_strength
 from da2s_fast.spaces import Genotype, SearchSpace
 
 DISCRETE_P = 0.9
-"""A super-network counts as discrete when the mean over its edges of max p is above this..."""
+"""A super-network is discrete when every operation that is kept has a weight above this..."""
 DISCRETE_BETA = 0.95
 """... and the mean of min(beta, 1) over its kept edges is at least this. Adam keeps every beta
 moving around 1 by its step, so that the mean ends a little below."""
@@ -30,6 +30,9 @@ class Discretization:
     kept edges would have it when all others are gone; the weights stay untouched."""
     mean_max_p: float
     """Mean over all edges of the largest operation weight; 1 when discrete."""
+    kept_p: float
+    """Smallest operation weight p among the operations that are kept: one edge that has not decided
+    is enough for a gap, and a mean would hide it."""
     kept_beta: float | None
     """Mean over the kept edges that beta weighs of min(beta, 1); None without DA2S's betas."""
     skip_fraction: float
@@ -45,6 +48,7 @@ def discretize(architecture: ArchitectureParameters, space: SearchSpace) -> Disc
     """
     topologies: dict[str, CellTopology] = {}
     mixtures: dict[str, Mixture] = {}
+    kept_p = []
     for kind in architecture.kinds:
         with torch.no_grad():
             p = architecture.operation_weights(kind).cpu()
@@ -53,6 +57,7 @@ def discretize(architecture: ArchitectureParameters, space: SearchSpace) -> Disc
         kept = _kept_edges(architecture, kind, p, best)
         topologies[kind] = _topology(space, kept, best)
         mixtures[kind] = _cut_mixture(architecture, kind, kept, best)
+        kept_p.append(p[mixtures[kind].weights.cpu() == 1].min().item())
     genotype = Genotype(topologies["normal"], topologies.get("reduce"))
     chosen = [edge.operation for node in topologies["normal"].nodes for edge in node]
     with torch.no_grad():
@@ -61,6 +66,7 @@ def discretize(architecture: ArchitectureParameters, space: SearchSpace) -> Disc
         genotype,
         mixtures,
         p_all.max(dim=1).values.mean().item(),
+        min(kept_p),
         _kept_beta(architecture, mixtures),
         chosen.count("skip_connect") / len(chosen),
     )

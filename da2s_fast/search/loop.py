@@ -180,6 +180,7 @@ def _describe(session: SearchSession, cut: Discretization) -> Metrics:
         "operation_entropy": loss.operation_entropy.item() if loss else None,
         "edge_loss": loss.edge_loss.item() if loss and architecture.betas else None,
         "mean_max_p": cut.mean_max_p,
+        "kept_p": cut.kept_p,
         "kept_beta": cut.kept_beta,
         "skip_fraction": cut.skip_fraction,
         "genotype": str(cut.genotype),
@@ -207,9 +208,9 @@ def _warnings(session: SearchSession, cut: Discretization) -> list[str]:
             f"skip connections make {cut.skip_fraction:.0%} of the normal cell: the search may "
             "have collapsed; try pc-darts, a longer warm-up or a stronger arch_weight_decay"
         )
-    if cut.mean_max_p < DISCRETE_P:
+    if cut.kept_p <= DISCRETE_P:
         found.append(
-            f"the operation weights are not discrete (mean largest weight {cut.mean_max_p:.2f}): "
+            f"the operation weights are not discrete (one that is kept is {cut.kept_p:.2f}): "
             "expect a discretization gap; search longer, or raise arch_learning_rate or loss_weight"
         )
     if cut.kept_beta is not None and cut.kept_beta < DISCRETE_BETA:
@@ -241,6 +242,7 @@ def _finish(
         "parameters": sum(weight.numel() for weight in session.network.weights()),
         **accuracies,
         "mean_max_p": cut.mean_max_p,
+        "kept_p": cut.kept_p,
         "kept_beta": cut.kept_beta,
         "warnings": warnings,
     }

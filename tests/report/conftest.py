@@ -124,6 +124,7 @@ def build_run(
                 "accuracy_super_bn": reached,
                 "accuracy_cut_bn": reached - 0.5 * lost,
                 "mean_max_p": share + (discrete - share) * progress,
+                "kept_p": share + (discrete - share) * progress,
                 "kept_beta": kept_beta,
                 "skip_fraction": 0.25 * progress,
                 "seconds": 2.5,
@@ -150,6 +151,7 @@ def build_run(
             "search": _measured(accuracy, gap),
             "test": _measured(accuracy - 0.02, gap + 0.005),
             "mean_max_p": last.get("mean_max_p"),
+            "kept_p": last.get("kept_p"),
             "kept_beta": last.get("kept_beta"),
             "warnings": [],
         } | (summary or {})

@@ -86,7 +86,7 @@ def test_verdict_shows_the_accuracies_and_the_gap(make_run):
     _, page = report(make_run(accuracy=0.8123, gap=0.004, discrete=0.97))
     verdict = squeezed(page.by_id["verdict"])
     assert "The super-network is discrete; cutting it costs 0.4 points." in verdict
-    for part in ("81.2 %", "80.8 %", "0.4 points", "mean max p: 0.970", "mean kept β: 1.00"):
+    for part in ("81.2 %", "80.8 %", "0.4 points", "smallest p: 0.970", "mean kept β: 1.00"):
         assert part in verdict
     assert verdict.count("✓") == 2
     table = squeezed(page.by_id["accuracies"])
@@ -109,10 +109,11 @@ def test_verdict_shows_the_accuracies_and_the_gap(make_run):
             "bad",
         ),
         ({"discrete": 0.9}, "is not discrete; cutting it costs 1.0", (False, True), "fair"),
+        ({"summary": {"kept_p": 0.49}}, "is not discrete; cutting", (False, True), "fair"),
         ({"summary": {"kept_beta": 0.8}}, "is not discrete; cutting", (True, False), "fair"),
         ({"summary": {"search": None}}, "gap has not been measured yet", (True, True), "fair"),
         (
-            {"metrics": {"mean_max_p": None}, "summary": {"mean_max_p": None}},
+            {"metrics": {"kept_p": None}, "summary": {"kept_p": None}},
             "Whether the super-network is discrete was not recorded; cutting it costs 1.0",
             (None, True),
             "fair",

@@ -138,6 +138,17 @@ def test_mean_max_p() -> None:
     assert discretize(da2s(), SPACE).mean_max_p == pytest.approx(expected, rel=1e-5)
 
 
+def test_kept_p_is_the_weakest_of_the_operations_that_are_kept() -> None:
+    cut = discretize(da2s(), SPACE)
+    kept = []
+    for kind in SPACE.kinds:
+        p = da2s().operation_weights(kind).tolist()
+        for row, active in zip(p, cut.mixtures[kind].active or (), strict=True):
+            kept += [row[operation] for operation in active]
+    assert len(kept) == 12
+    assert cut.kept_p == min(kept) < cut.mean_max_p
+
+
 def test_ties_go_to_the_earlier_edge_and_operation() -> None:
     cut = discretize(make(SPACE, "da2s"), SPACE)
     assert [edge.source for edge in cut.genotype.normal.edges] == [0, 1, 0, 1, 0, 1]
@@ -172,6 +183,8 @@ class TestDarts:
         mixture = cut.mixtures["normal"]
         assert mixture.edge_weights is None
         assert mixture.active == ((2,), (3,), (1,), (), (3,))
+        none = math.exp(9)
+        assert cut.kept_p == pytest.approx(math.e / (none + 2 + math.e), rel=1e-5)
         assert mixture.weights.sum(1).tolist() == [1, 1, 1, 0, 1]
         assert cut.kept_beta is None
 

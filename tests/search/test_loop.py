@@ -39,6 +39,7 @@ FIELDS = {
     "accuracy_super_bn",
     "accuracy_cut_bn",
     "mean_max_p",
+    "kept_p",
     "kept_beta",
     "skip_fraction",
     "seconds",
@@ -103,6 +104,7 @@ def test_last_metrics_describe_the_network_that_is_returned(
     cut, last = session.discretize(), result.history[-1]
     assert result.genotype == cut.genotype == Genotype.parse(last["genotype"])
     assert last["mean_max_p"] == cut.mean_max_p
+    assert last["kept_p"] == cut.kept_p
     assert last["kept_beta"] == cut.kept_beta
     assert last["p"]["reduce"] == session.architecture.operation_weights("reduce").tolist()
     loss = session.discretization_loss()

@@ -385,7 +385,7 @@ class TestWarnings:
         found, logged = self.warnings(session, caplog)
         assert found == logged
         assert len(found) == 1
-        assert "operation weights are not discrete (mean largest weight 0.58)" in found[0]
+        assert "operation weights are not discrete (one that is kept is 0.58)" in found[0]
 
     def test_edge_weights_that_are_not_discrete(
         self, make_session: MakeSession, caplog: pytest.LogCaptureFixture

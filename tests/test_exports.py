@@ -7,6 +7,9 @@ import sys
 from importlib.metadata import version
 
 import pytest
+import torch
+
+from da2s_fast.ops._backend import constant_in_graphs
 
 NAMES = (
     "search, resume, MixedOp, Cell, SuperNetwork, SearchSettings, SearchResult, SearchSpace, "
@@ -45,10 +48,27 @@ def test_search_is_the_function_in_any_order_of_imports(order: str) -> None:
 
 def test_mixed_op_comes_without_what_only_searches_need() -> None:
     heavy = {"matplotlib", "sklearn", "scipy", "torchvision", "PIL", "rich", "onnx", "tensorboard"}
+    heavy |= {"torch._dynamo"}
     code = "import sys; from da2s_fast import MixedOp; print(*sys.modules)"
     loaded = set(run(code).split())
     assert "torch" in loaded
     assert not heavy & loaded
+
+
+def test_searches_import_data_sets_and_plots_when_they_use_them() -> None:
+    heavy = {"torch._dynamo", "matplotlib", "sklearn", "torchvision", "tensorboard", "onnx"}
+    code = "import sys; from da2s_fast import api; print(*sys.modules)"
+    loaded = set(run(code).split())
+    assert "da2s_fast.search.loop" in loaded
+    assert not heavy & loaded
+
+
+def test_constants_of_graphs_are_marked_as_torch_marks_them() -> None:
+    def ours() -> None: ...
+    def torchs() -> None: ...
+
+    assert constant_in_graphs(ours) is ours
+    assert vars(ours) == vars(torch.compiler.assume_constant_result(torchs))
 
 
 def test_the_command_line_says_its_version_without_torch() -> None:

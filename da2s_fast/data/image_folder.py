@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
 from da2s_fast.data.encoded_source import EncodedPart, encoded_parts
 from da2s_fast.data.source import Source
@@ -53,6 +52,8 @@ def open_image_folder(root: Path, image_size: int | None) -> Source:
     Raises:
         UserError: no class folders, a class without images, or a test class never trained on.
     """
+    from torchvision.datasets.folder import IMG_EXTENSIONS  # noqa: PLC0415 - slow to import
+
     train_folder = root / "train" if (root / "train").is_dir() else root
     test_folder = None
     if train_folder != root:
@@ -89,6 +90,8 @@ def _class_folders(folder: Path) -> list[str]:
 
 
 def _samples(folder: Path, numbers: dict[str, int]) -> list[Sample]:
+    from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset  # noqa: PLC0415 - slow to import
+
     samples = make_dataset(folder, numbers, extensions=IMG_EXTENSIONS, allow_empty=True)
     return [(path, label) for path, label in samples if not _is_hidden(Path(path), folder)]
 

@@ -8,8 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
-from torchvision.datasets import CIFAR10, CIFAR100
 
 from da2s_fast.data.cache import cache_directory
 from da2s_fast.data.npz_file import NpzFile
@@ -18,9 +16,7 @@ from da2s_fast.data.source import Part, Source, read_from
 from da2s_fast.data.splits import hold_out
 from da2s_fast.errors import UserError
 
-_CIFAR = {"cifar10": CIFAR10, "cifar100": CIFAR100}
-
-NAMES = ("digits", *_CIFAR)
+NAMES = ("digits", "cifar10", "cifar100")
 
 
 def open_digits() -> Source:
@@ -28,6 +24,8 @@ def open_digits() -> Source:
 
     Source: E. Alpaydin, C. Kaynak, Optical Recognition of Handwritten Digits, UCI, 1998.
     """
+    from sklearn.datasets import load_digits  # noqa: PLC0415 - slow to import
+
     images, labels = load_digits(return_X_y=True)
     # 17 grey levels, 0..16.
     pixels = torch.from_numpy(np.rint(images * (255 / 16)).astype(np.uint8)).view(-1, 1, 8, 8)
@@ -55,7 +53,9 @@ def open_cifar(name: str, roots: list[Path], download: bool, image_size: int | N
         if packed.is_file():
             source = open_packed_jpeg(NpzFile(packed), image_size)
             return Source(name, source.classes, source.train, source.test)
-    data_set = _CIFAR[name]
+    from torchvision.datasets import CIFAR10, CIFAR100  # noqa: PLC0415 - slow to import
+
+    data_set = {"cifar10": CIFAR10, "cifar100": CIFAR100}[name]
     root = next((r for r in roots if (r / data_set.base_folder).is_dir()), roots[-1])
     try:
         # torchvision unpickles these files only after their MD5 sums have been checked.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as transforms
 
 from da2s_fast.data.image_data import check_image_size
 
@@ -27,11 +26,13 @@ def resize_square(images: Tensor, size: int) -> Tensor:
     check_image_size(size)
     if images.shape[2:] == (size, size):
         return images
+    from torchvision.transforms.v2 import functional  # noqa: PLC0415 - slow to import
+
     resized = torch.empty(*images.shape[:2], size, size, dtype=torch.uint8)
     # In blocks: the interpolation needs working memory in proportion to its batch.
     for source, target in zip(
         torch.split(images, _BLOCK), torch.split(resized, _BLOCK), strict=True
     ):
-        shrunk = transforms.resize(source, [size], antialias=True)
-        target.copy_(transforms.center_crop(shrunk, [size, size]))
+        shrunk = functional.resize(source, [size], antialias=True)
+        target.copy_(functional.center_crop(shrunk, [size, size]))
     return resized

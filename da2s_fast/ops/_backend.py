@@ -1,9 +1,9 @@
 """What the fused operations share: their library of schemas and the choice of a backend."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 import torch
 
@@ -11,6 +11,8 @@ from da2s_fast.backends import load_libraries
 from da2s_fast.errors import UserError
 
 REFERENCE = "reference"
+
+Function = TypeVar("Function", bound=Callable[..., object])
 
 # Defined here, in Python, so that every operator exists (with its schema, fake implementation
 # and autograd rule) where nothing was compiled; the compiled libraries add implementations only.
@@ -31,6 +33,15 @@ def define_operator(schema: str) -> str:
 def has_kernel(operator: str, device_type: str) -> bool:
     """Tell whether a compiled library brought an implementation of an operator."""
     return bool(torch._C._dispatch_has_kernel_for_dispatch_key(operator, device_type.upper()))
+
+
+def constant_in_graphs(function: Function) -> Function:
+    """Let compiled graphs keep a function's answer: `torch.compiler.assume_constant_result`.
+
+    That imports the compiler, which takes longer than all of this package; only the mark is made.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 def refuse_double_backward(name: str) -> NoReturn:

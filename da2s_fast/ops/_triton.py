@@ -17,7 +17,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from da2s_fast.errors import UserError
-from da2s_fast.ops._backend import LIBRARY, REFERENCE
+from da2s_fast.ops._backend import LIBRARY, REFERENCE, constant_in_graphs
 
 T = TypeVar("T")
 
@@ -82,7 +82,7 @@ def tuned(table: Mapping[int, T], device: torch.device) -> T:
 
 
 # Whether a GPU can be used does not change while a compiled function lives.
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def _device_reason(device: torch.device) -> str | None:
     return device_reason(device)
 

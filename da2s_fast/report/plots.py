@@ -12,16 +12,15 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import numpy as np
 from markupsafe import Markup
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from da2s_fast.report.style import SLOTS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _INK, _MUTED, _GRID, _FILL = "#000001", "#000002", "#000003", "#000004"
 _VARIABLES = {_INK: "--ink", _MUTED: "--muted", _GRID: "--line", _FILL: "--bad"}
@@ -82,6 +81,8 @@ def plot_lines(
         limits: of the vertical axis; fitted to the values if not given.
         between: indices of two lines; the area between them is shaded.
     """
+    from matplotlib.ticker import MaxNLocator, PercentFormatter  # noqa: PLC0415 - slow to import
+
     with _axes(360, 210, label) as (axes, result):
         _draw(axes, epochs, lines, dots=len(epochs) < 16)
         if between is not None:
@@ -111,6 +112,8 @@ def plot_small(
 
 
 def _draw(axes: Axes, epochs: Sequence[int], lines: Sequence[Line], dots: bool) -> None:
+    from matplotlib.ticker import MaxNLocator  # noqa: PLC0415 - slow to import
+
     for line in lines:
         axes.plot(
             epochs,
@@ -132,8 +135,11 @@ def _draw(axes: Axes, epochs: Sequence[int], lines: Sequence[Line], dots: bool) 
 @contextmanager
 def _axes(width: float, height: float, label: str) -> Iterator[tuple[Axes, list[Markup]]]:
     """Axes of a figure in SVG user units; the list holds the drawing after the block."""
+    from matplotlib import rc_context  # noqa: PLC0415 - slow to import
+    from matplotlib.figure import Figure  # noqa: PLC0415 - slow to import
+
     result: list[Markup] = []
-    with matplotlib.rc_context(_SETTINGS):
+    with rc_context(_SETTINGS):
         figure = Figure(figsize=(width / 72, height / 72))
         axes = figure.add_subplot()
         yield axes, result

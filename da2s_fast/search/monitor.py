@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from torch.utils.tensorboard import SummaryWriter
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 FINITE_CHECK_STEPS = 10
 """The loss is looked at every so many steps: looking waits for the device."""
@@ -19,9 +21,11 @@ class ScalarBoard:
     """
 
     def __init__(self, run_dir: Path | None, epochs_done: int) -> None:
-        self._writer = run_dir and SummaryWriter(
-            str(run_dir / "tensorboard"), purge_step=epochs_done + 1
-        )
+        self._writer: SummaryWriter | None = None
+        if run_dir:
+            from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - slow to import
+
+            self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=epochs_done + 1)
 
     def write(self, metrics: dict[str, object]) -> None:
         """Add one epoch; ``metrics["epoch"]`` is its number."""

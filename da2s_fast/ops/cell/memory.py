@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 
 from da2s_fast.errors import UserError
+from da2s_fast.ops._backend import constant_in_graphs
 from da2s_fast.ops.cell.triton.layout import saved_size as saved_size_on_gpus
 
 MemoryChoice = Literal["auto", "save", "recompute"]
@@ -124,7 +125,7 @@ def saved_size(  # noqa: PLR0917 - the operator's arguments
     return int(torch.ops.da2s_fast.cell_saved_size(list(code), batch, list(sizes), save, element))
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def saves(  # noqa: PLR0917 - the operator's arguments
     choice: MemoryChoice,
     device: torch.device,

@@ -13,7 +13,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from da2s_fast.nn.autocast import autocast_dtype, output_dtype
 from da2s_fast.nn.recognize import Recognized
 from da2s_fast.nn.snapshot import Snapshot, children
-from da2s_fast.ops._backend import REFERENCE, choose_backend
+from da2s_fast.ops._backend import REFERENCE, choose_backend, exporting
 from da2s_fast.ops.cell.checks import fused_reasons, mismatch, unavailable
 from da2s_fast.ops.cell.function import run, update_running
 from da2s_fast.ops.cell.memory import MemoryChoice
@@ -54,7 +54,7 @@ class CellModule(nn.Module):
             g: (edges,); None where every edge counts 1.
             active: per edge the operations to run.
         """
-        if torch.compiler.is_exporting():
+        if exporting():
             # Exported programs must run where this package's operators are not installed.
             return None
         reasons = unavailable(inputs[-1])

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from da2s_fast.errors import UserError
 from da2s_fast.nn.layers import run_layers
+from da2s_fast.ops._backend import exporting
 
 OperationFactory = Callable[[int, int, bool], nn.Module]
 
@@ -39,7 +40,7 @@ class NormalizedSequential(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """Output of every module, (N, C_out, H', W')."""
-        if torch.compiler.is_exporting():
+        if exporting():
             # Exported programs must run where this package's operators are not installed.
             return super().forward(x)
         return self.norm(self.features(x))

@@ -44,6 +44,12 @@ def constant_in_graphs(function: Function) -> Function:
     return function
 
 
+@constant_in_graphs
+def exporting() -> bool:
+    """`torch.compiler.is_exporting`, which the compiler of torch 2.10 takes to be always true."""
+    return torch.compiler.is_exporting()
+
+
 def refuse_double_backward(name: str) -> NoReturn:
     """Say, from within a backward formula, that an operation cannot be differentiated twice."""
     raise RuntimeError(
@@ -72,6 +78,12 @@ def use_backend(backend: str | None) -> Iterator[None]:
         _CHOSEN.reset(token)
 
 
+@constant_in_graphs
+def _chosen() -> str | None:
+    """What `use_backend` chose; not every compiler that is supported can read it itself."""
+    return _CHOSEN.get()
+
+
 def choose_backend(name: str, requested: str | None, reasons: Mapping[str, str | None]) -> str:
     """Choose the backend of one call.
 
@@ -84,7 +96,7 @@ def choose_backend(name: str, requested: str | None, reasons: Mapping[str, str |
     Raises:
         UserError: the backend asked for is unknown or cannot run.
     """
-    requested = requested or _CHOSEN.get()
+    requested = requested or _chosen()
     if requested is None:
         return next((key for key, reason in reasons.items() if reason is None), REFERENCE)
     if requested == REFERENCE:

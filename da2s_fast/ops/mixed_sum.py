@@ -9,7 +9,7 @@ the gradients of the weights too.
 import math
 from collections.abc import Sequence
 from functools import reduce
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from da2s_fast.ops._backend import (
 from da2s_fast.ops._triton import register_triton, triton_reason
 
 Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
+_NORMS = get_args(Norm)  # not every compiler that is supported knows unions
 
 # How an input is normalized: not at all, by the statistics of the batch, by running statistics.
 NONE, BATCH, RUNNING = range(3)
@@ -134,7 +135,7 @@ def _check(inputs: list[Tensor], weights: Tensor, norms: list[Norm | None]) -> N
 
 
 def _check_norm(k: int, norm: Norm, y: Tensor) -> None:
-    if not isinstance(norm, Norm):
+    if not isinstance(norm, _NORMS):
         raise UserError(
             f"mixed_sum folds BatchNorm only, but norms[{k}] is a {type(norm).__name__}; apply it "
             "to the input before"

@@ -14,6 +14,11 @@ TINY = ["--cells=3", "--channels=4", "--nodes=2", "--limit=200", "--epochs=3"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
 
 
+def _interruptible() -> None:
+    """Tests that run in the background ignore interrupts, and what they start inherits that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start(*arguments: object, folder: Path, ulimit: str = "") -> subprocess.Popen:
     """Start `python -m da2s_fast ARGUMENTS` in a folder, its outputs in pipes.
 
@@ -29,8 +34,7 @@ def start(*arguments: object, folder: Path, ulimit: str = "") -> subprocess.Pope
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # Tests that run in the background ignore interrupts, and what they start inherits that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=_interruptible,  # noqa: PLW1509 - tests have no threads when they start this
     )
 
 

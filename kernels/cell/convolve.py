@@ -79,6 +79,7 @@ def convolve(
     pitch,
     tiles_per_chunk,
     HALVES: tl.constexpr,
+    DENSES: tl.constexpr,
     SECOND: tl.constexpr,
     KNOWN: tl.constexpr,
     EPS: tl.constexpr,
@@ -104,6 +105,7 @@ def convolve(
         pitch: channels of the input, all of them.
         tiles_per_chunk: of output pixels.
         HALVES: whether FactorizedReduce is among the rows, with a row for each half of z.
+        DENSES: whether dense convolutions are among the rows.
         SECOND: second layers of separable convolutions, which normalize their input.
         KNOWN: all statistics are known, nobody needs the moments.
     """
@@ -138,14 +140,14 @@ def convolve(
         live = p < pixels
         n, y, x = split(p, height, width)
         total = tl.zeros((PIXELS, BLOCK), dtype)
-        if kind == MAXIMUM:
+        if not SECOND and kind == MAXIMUM:
             total, winner = pooled(
                 x_base, pitch, n, y * stride, x * stride, in_height, in_width, live, out,
                 out_known, False,
             )  # fmt: skip
             position = z + place_of(row + POSITION)
             store_pixels(position, p.to(tl.int64), channels, out, live, out_known, winner)
-        elif kind == AVERAGE:
+        elif not SECOND and kind == AVERAGE:
             total, _ = pooled(
                 x_base, pitch, n, y * stride, x * stride, in_height, in_width, live, out,
                 out_known, True,
@@ -167,7 +169,7 @@ def convolve(
                         x * stride - padding + tap % kernel * dilation, in_height, in_width,
                         live, c, known, its_mean, rstd, SECOND,
                     )  # fmt: skip
-                    if kind == SEPARABLE:
+                    if not DENSES or kind == SEPARABLE:
                         factor = tl.load(spatial + c * taps + tap, mask=known, other=0.0)
                         between += values * factor[None, :]
                     else:
@@ -177,7 +179,7 @@ def convolve(
                             other=0.0,
                         )
                         total += product(values, share, DOT, PRECISION)
-                if kind == SEPARABLE:
+                if not DENSES or kind == SEPARABLE:
                     share = tl.load(
                         w + out[None, :] * channels + c[:, None],
                         mask=known[:, None] & out_known[None, :],

@@ -103,8 +103,8 @@ def from_pool(
 def from_dense(
     row, z, gradient, weights, p_weights, g_weights, operations, statistics, sums, n, y, x, height,
     width, live, c, known, channels, pitch, pixels, scale, mean, shift, slope, given,
-    HALVES: tl.constexpr, EPS: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
-    CHUNKS: tl.constexpr, BLOCK: tl.constexpr,
+    HALVES: tl.constexpr, SEVERAL: tl.constexpr, EPS: tl.constexpr, DOT: tl.constexpr,
+    PRECISION: tl.constexpr, CHUNKS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Return what reaches a tile through a dense convolution and the norm behind it.
 
@@ -119,7 +119,7 @@ def from_dense(
     for block in range(0, tl.cdiv(cout, BLOCK)):
         out = block * BLOCK + tl.arange(0, BLOCK)
         own = out < cout
-        if block > 0:
+        if SEVERAL and block > 0:
             scale, mean, shift, slope = coefficients(
                 row, p_weights, g_weights, operations, statistics, sums, column + out, own,
                 channels, pixels, EPS, CHUNKS,
@@ -186,6 +186,8 @@ def gather(
     channels,
     SHUFFLED: tl.constexpr,
     HALVES: tl.constexpr,
+    DENSES: tl.constexpr,
+    SEVERAL: tl.constexpr,
     EPS: tl.constexpr,
     DOT: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -221,7 +223,7 @@ def gather(
     mean = scale
     shift = scale
     slope = scale
-    if kind == DENSE:
+    if DENSES and kind == DENSE:
         cout, behind = columns_of(row, channels, HALVES)
         out = tl.arange(0, BLOCK)
         scale, mean, shift, slope = coefficients(
@@ -245,11 +247,11 @@ def gather(
                 n, y, x, height, width, live, c, known, channels,
             )  # fmt: skip
             found = through_relu(found, load_pixels(state, at, pitch, c, live, known))
-        elif kind == DENSE:
+        elif DENSES and kind == DENSE:
             found = from_dense(
                 row, z, gradient, weights, p_weights, g_weights, operations, statistics, sums,
                 n, y, x, height, width, live, c, known, channels, pitch, pixels, scale, mean,
-                shift, slope, given, HALVES, EPS, DOT, PRECISION, CHUNKS, BLOCK,
+                shift, slope, given, HALVES, SEVERAL, EPS, DOT, PRECISION, CHUNKS, BLOCK,
             )  # fmt: skip
             found = through_relu(found, load_pixels(state, at, pitch, c, live, known))
         elif (kind == MAXIMUM) | (kind == AVERAGE):

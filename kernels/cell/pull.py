@@ -62,6 +62,7 @@ def pull_separable(
     j,
     SHUFFLED: tl.constexpr,
     SECOND: tl.constexpr,
+    SEVERAL: tl.constexpr,
     WEIGHTS: tl.constexpr,
     EPS: tl.constexpr,
     DOT: tl.constexpr,
@@ -81,13 +82,13 @@ def pull_separable(
         last: pixel behind it.
         i: block of input channels.
         j: block of output channels.
+        SEVERAL: whether there are more channels than a block has.
         TAPS: a power of two, no less than the taps of any depthwise convolution.
     """
     dtype: tl.constexpr = z.dtype.element_ty
     x_base = source + place_of(row + SOURCE)
     in_height, in_width, stride, dilation, kernel, padding = window_of(row)
     taps = kernel * kernel
-    blocks = tl.cdiv(channels, BLOCK)
     spatial = tl.load(row + SPATIAL)
     w = tl.load(row + PRODUCT)
     z_base = z + place_of(row + Z)
@@ -125,20 +126,21 @@ def pull_separable(
         total = tl.zeros((PIXELS, BLOCK), dtype)
         if j == 0:
             total = product(dz, pointwise(weights + w, out, c, channels), DOT, PRECISION)
-            for other in range(1, blocks):
-                its_out = other * BLOCK + tl.arange(0, BLOCK)
-                more = its_out < channels
-                scale_, mean_, shift_, slope_ = coefficients(
-                    row, p_weights, g_weights, operations, statistics, sums, its_out, more,
-                    channels, pixels, EPS, CHUNKS,
-                )  # fmt: skip
-                its = before_norm(
-                    load_pixels(gradient, at, gradient_pitch, its_out, live, more),
-                    load_pixels(z_base, at, channels, its_out, live, more),
-                    live, more, scale_, mean_, shift_, slope_, given,
-                )  # fmt: skip
-                share = pointwise(weights + w, its_out, c, channels)
-                total += product(its, share, DOT, PRECISION)
+            if SEVERAL:
+                for other in range(1, tl.cdiv(channels, BLOCK)):
+                    its_out = other * BLOCK + tl.arange(0, BLOCK)
+                    more = its_out < channels
+                    scale_, mean_, shift_, slope_ = coefficients(
+                        row, p_weights, g_weights, operations, statistics, sums, its_out, more,
+                        channels, pixels, EPS, CHUNKS,
+                    )  # fmt: skip
+                    its = before_norm(
+                        load_pixels(gradient, at, gradient_pitch, its_out, live, more),
+                        load_pixels(z_base, at, channels, its_out, live, more),
+                        live, more, scale_, mean_, shift_, slope_, given,
+                    )  # fmt: skip
+                    share = pointwise(weights + w, its_out, c, channels)
+                    total += product(its, share, DOT, PRECISION)
             store_pixels(reached, at, channels, c, live, known, total)
         if WEIGHTS:
             between = tl.zeros((PIXELS, BLOCK), dtype)

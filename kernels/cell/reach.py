@@ -79,6 +79,7 @@ def reach_inner(
     images,
     weight_count,
     SHUFFLED: tl.constexpr,
+    SEVERAL: tl.constexpr,
     WEIGHTS: tl.constexpr,
     EPS: tl.constexpr,
     DOT: tl.constexpr,
@@ -107,6 +108,7 @@ def reach_inner(
         channels: that candidates see.
         images: of a chunk.
         SHUFFLED: K.
+        SEVERAL: whether there are more channels than a block has.
         WEIGHTS: whether weights want gradients.
         TAPS: a power of two, no less than the taps of any depthwise convolution.
     """
@@ -119,8 +121,8 @@ def reach_inner(
     pull_separable(
         row, z, z, gradients, weights, weight_gradients + chunk.to(tl.int64) * weight_count,
         p_weights, g_weights, operations, statistics, sums, first, last, pixels, height, width,
-        channels, channels, i, j, SHUFFLED, True, WEIGHTS, EPS, DOT, PRECISION, PIXELS, CHUNKS,
-        BLOCK, TAPS,
+        channels, channels, i, j, SHUFFLED, True, SEVERAL, WEIGHTS, EPS, DOT, PRECISION, PIXELS,
+        CHUNKS, BLOCK, TAPS,
     )  # fmt: skip
     if j == 0:
         # What was written is read by other threads.
@@ -183,6 +185,8 @@ def reach_states(
     weight_count,
     SHUFFLED: tl.constexpr,
     HALVES: tl.constexpr,
+    DENSES: tl.constexpr,
+    SEVERAL: tl.constexpr,
     WEIGHTS: tl.constexpr,
     SUMS_TOO: tl.constexpr,
     EPS: tl.constexpr,
@@ -205,6 +209,7 @@ def reach_states(
         in_width: of an input state.
         node_states: where nodes begin among the states.
         HALVES: whether FactorizedReduce is among the rows, with a row for each half of z.
+        DENSES: whether dense convolutions are among the rows.
         SUMS_TOO: whether the sums of candidates are taken here.
     """
     chunk = tl.program_id(0)
@@ -234,12 +239,12 @@ def reach_states(
                 pull_separable(
                     row, states, z, gradients, weights, to_weights, p_weights, g_weights,
                     operations, statistics, sums, first, last, pixels, height, width, channels,
-                    pitch, i, j, SHUFFLED, False, WEIGHTS, EPS, DOT, PRECISION, PIXELS, CHUNKS,
-                    BLOCK, TAPS,
+                    pitch, i, j, SHUFFLED, False, SEVERAL, WEIGHTS, EPS, DOT, PRECISION, PIXELS,
+                    CHUNKS, BLOCK, TAPS,
                 )  # fmt: skip
                 # What was written is read by other threads.
                 tl.debug_barrier()
-        elif WEIGHTS and kind == DENSE:
+        elif (WEIGHTS and DENSES) and kind == DENSE:
             pull_dense(
                 row, states, z, gradients, to_weights, p_weights, g_weights, operations,
                 statistics, sums, first, last, pixels, height, width, channels, pitch, i, j, tap,
@@ -254,8 +259,8 @@ def reach_states(
             gather(
                 row, kind, to, shuffled, states + state, z, gradients, weights, p_weights,
                 g_weights, operations, statistics, sums, i, own_first, own_last, own_height,
-                own_width, pixels, height, width, channels, SHUFFLED, HALVES, EPS, DOT, PRECISION,
-                PIXELS, CHUNKS, BLOCK,
+                own_width, pixels, height, width, channels, SHUFFLED, HALVES, DENSES, SEVERAL, EPS,
+                DOT, PRECISION, PIXELS, CHUNKS, BLOCK,
             )  # fmt: skip
         # The next layer writes to the same room; sums are taken of what all threads wrote.
         tl.debug_barrier()

@@ -134,6 +134,11 @@ class CellPlan:
                 yield EdgePlan(row, source, target, stride)
                 row += 1
 
+    @property
+    def idle(self) -> bool:
+        """Whether any operation of any edge does not run."""
+        return any(len(self.candidates(edge)) < len(self.operations) for edge in self.edges)
+
     def candidates(self, edge: EdgePlan) -> tuple[str, ...]:
         """The operations that run on an edge."""
         if self.active is None:

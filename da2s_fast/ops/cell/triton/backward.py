@@ -95,7 +95,7 @@ class _Backward:
         self.weight_count = layout.weights[-1]
         numbers = layout.image_chunks * self.weight_count * self.for_weights
         self.weight_gradients = states.new_empty((numbers,))
-        if plan.active is not None:
+        if plan.idle:
             # Nobody writes the gradients of what does not run.
             self.weight_gradients.zero_()
 
@@ -197,6 +197,7 @@ class _Backward:
             "p_weights": call.p,
             "g_weights": call.g,
             "operations": len(plan.operations),
+            "SEVERAL": self.blocks > 1,
             "WEIGHTS": self.for_weights,
             "EPS": call.eps,
             "CHUNKS": call.layout.image_chunks,
@@ -237,6 +238,7 @@ class _Backward:
             in_width=in_width,
             node_states=layout.states[plan.inputs],
             HALVES=layout.halves,
+            DENSES=layout.denses,
             SUMS_TOO=self.sums_too,
             **self._products(),
         )
@@ -314,7 +316,7 @@ class _Backward:
         launch(
             finish.finish,
             (edges + blocks,),
-            warps=8,
+            warps=4 if self.blocks > 1 else 8,  # otherwise ptxas spills
             table=call.tables.candidates.table,
             rows=call.tables.candidates.length,
             edges=edges,

@@ -174,7 +174,7 @@ def _prepare(call: Call) -> None:
         launch(
             prepare.prepare,
             (layout.chunks, tables.parts.length, blocks),
-            warps=8,
+            warps=4,
             table=tables.parts.table,
             weights=call.weights,
             **common,
@@ -214,6 +214,7 @@ def layers(call: Call, step: Round) -> None:
             channels=plan.mixed_channels,
             pitch=plan.mixed_channels if second else plan.channels,
             HALVES=layout.halves,
+            DENSES=layout.denses and not second,
             SECOND=bool(second),
             KNOWN=call.known,
             EPS=call.eps,

@@ -164,6 +164,11 @@ class Layout:
         """Whether FactorizedReduce is among the candidates."""
         return self.plan.reduction and SKIP in self.plan.operations
 
+    @property
+    def denses(self) -> bool:
+        """Whether dense convolutions are among the layers of candidates."""
+        return self.halves or any(name in DENSE for name in self.plan.operations)
+
     def layers(self, edge: EdgePlan) -> list[Key]:
         """The convolutions of an edge by key."""
         found: list[Key] = []

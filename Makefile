@@ -5,6 +5,8 @@
 #                 AddressSanitizer; takes minutes
 # make lint       all static checks; make format mends what can be mended
 # make benchmark  time and memory of networks and operations, fused and not; takes its time
+# make gpu-report write docs/gpu_meters.md and .json, the meters of the GPU kernels; needs no GPU,
+#                 takes a quarter of an hour. gpu-report-check only says what got worse
 # Setting up happens once, and again only after pyproject.toml, setup.py or csrc have changed.
 PYTHON ?= python3
 VENV := .venv
@@ -13,7 +15,7 @@ STAMP := $(VENV)/da2s_fast.stamp
 CSRC := $(shell find csrc tests/csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: setup search test sanitize sanitize-python lint lint-ruff lint-format lint-mypy lint-csrc \
-	format benchmark clean
+	format benchmark gpu-report gpu-report-check clean
 
 setup: $(STAMP)
 
@@ -69,6 +71,11 @@ format: setup
 
 benchmark: setup
 	$(BIN)/python -m benchmarks
+
+gpu-report: setup
+	$(BIN)/python -m tests.gpu.report
+gpu-report-check: setup
+	$(BIN)/python -m tests.gpu.report --check
 
 clean:
 	rm -rf build dist *.egg-info da2s_fast/*.so da2s_fast/_build.json $(STAMP)

@@ -91,6 +91,10 @@ class PtxLauncher:
         meter = Meter(
             sectors_read=read,
             sectors_written=written,
+            by_tensor={
+                one.name: (int(one.read.sum()), int(one.written.sum()))
+                for one in memory.allocations
+            },
             kernel=compiled.name,
             grid=launch.grid,
             arch=self.arch,

@@ -17,6 +17,7 @@ from tests.gpu.ptx.types import SIZE
 _SFU = ("ex2", "lg2", "sin", "cos", "rcp", "rsqrt", "sqrt", "tanh", "div")
 _SYNC = ("bar", "barrier", "membar", "fence")
 _EXCHANGE = ("shfl", "vote", "match", "activemask", "redux")
+_VECTORS = ("v2", "v4", "v8")
 _ASYNC = ("cp", "ldmatrix", "stmatrix", "movmatrix")
 
 
@@ -169,6 +170,21 @@ def _bank_passes(at: At, offsets: Array, width: int) -> tuple[int, int, int]:
     return warps, int(passes.sum()), int((passes > 0).sum())
 
 
+def widths(kernel: Kernel) -> Counter[int]:
+    """Loads and stores of global memory as they are written, not as they run: by bytes of a lane.
+
+    Unlike a meter, this needs nothing executed.
+    """
+    found: Counter[int] = Counter()
+    for instruction in kernel.instructions:
+        if classify(instruction) in ("ld.global", "st.global"):
+            vector = next((int(p[1:]) for p in instruction.opcode if p in _VECTORS), 1)
+            found[vector * SIZE[instruction.opcode[-1]]] += 1
+        elif classify(instruction).startswith("cp.async") and len(instruction.operands) > 2:
+            found[instruction.operands[2].bits] += 1  # type: ignore[union-attr]
+    return found
+
+
 @dataclass
 class Meter:
     """One launch, or the sum of several.
@@ -179,6 +195,7 @@ class Meter:
         traffic: by (class, bytes of an access); atomics by (opcode without its type, bytes).
         sectors_read, sectors_written: different sectors of a launch; atomics do both. Summed over
             launches they bound the traffic of DRAM from below if nothing stays in the cache.
+        by_tensor: sectors read and written of a single launch, by argument.
         kernel, grid, arch, warps: of a single launch.
         compiled: the kernel of a single launch; its `static` has registers, spills, occupancy.
     """
@@ -188,6 +205,7 @@ class Meter:
     traffic: dict[tuple[str, int], Traffic] = field(default_factory=dict)
     sectors_read: int = 0
     sectors_written: int = 0
+    by_tensor: dict[str, tuple[int, int]] = field(default_factory=dict)
     kernel: str = ""
     grid: tuple[int, ...] = ()
     arch: int = 0
@@ -209,6 +227,12 @@ class Meter:
         sizes = [(w, t.bytes) for (n, w), t in self.traffic.items() if n.startswith(plain)]
         every = sum(size for _, size in sizes)
         return sum(size for width, size in sizes if width >= 16) / every if every else 1.0
+
+    @property
+    def requested(self) -> int:
+        """Sectors that global loads, stores and atomics ask for."""
+        kinds = ("ld.global", "st.global", "cp.async", "atom", "red")
+        return sum(t.sectors for (name, _), t in self.traffic.items() if name.startswith(kinds))
 
     @property
     def atomics(self) -> dict[str, int]:

@@ -1,0 +1,97 @@
+"""All meters of the report, by as many processes as there are processors."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+import torch
+import triton
+
+from benchmarks import traffic
+from da2s_fast.ops.cell.reference import Memory
+from da2s_fast.spaces.space import DA2S
+from tests.gpu.ptx.launcher import PtxLauncher
+from tests.gpu.report import network
+from tests.gpu.report.cases import BATCH_SIZE, CASES, EXECUTED
+from tests.gpu.report.compiled import compiled_rows
+from tests.gpu.report.executed import executed_rows, rows_of
+from tests.gpu.report.table import Report, Row
+
+ARCHITECTURES = (80, 90, 100)
+_FIRST = ARCHITECTURES[0]
+# Sectors hardly depend on the architecture: what takes long is executed for one of them.
+_EVERYWHERE = ("discretization_loss", "mixed_sum", "cell, C=16")
+_SUMMED = ("requested", "read", "written", "once")
+
+Job = tuple[Callable[..., list[Row]], tuple[Any, ...]]
+
+
+def measure() -> Report:
+    """Everything; deterministic for a version of Triton."""
+    networks: list[Job] = [(executed_network, (memory,)) for memory in ("save", "recompute")]
+    executed: list[Job] = [
+        (_executed, (name, arch))
+        for name in EXECUTED
+        for arch in ARCHITECTURES
+        if arch == _FIRST or name in _EVERYWHERE
+    ]
+    compiled: list[Job] = [(_compiled, (name, arch)) for name in CASES for arch in ARCHITECTURES]
+    # Each process is spawned: Triton, torch and their threads do not outlive a fork well.
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+        waiting = [
+            [pool.submit(_run, *job) for job in own] for own in (networks, executed, compiled)
+        ]
+        rows = [[row for job in own for row in job.result()] for own in waiting]
+    return {
+        "triton": triton.__version__,
+        "batch": BATCH_SIZE,
+        "network": rows[0],
+        "executed": rows[1],
+        "compiled": rows[2],
+    }
+
+
+def _run(function: Callable[..., list[Row]], arguments: tuple[Any, ...]) -> list[Row]:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    found = function(*arguments)
+    print(function.__name__.strip("_"), *arguments, file=sys.stderr, flush=True)
+    return found
+
+
+def _compiled(name: str, arch: int) -> list[Row]:
+    return compiled_rows(name, CASES[name], arch)
+
+
+def _executed(name: str, arch: int) -> list[Row]:
+    return executed_rows(name, EXECUTED[name], arch)
+
+
+def counted_network(memory: Memory) -> Row:
+    """What of the network's row needs nothing executed."""
+    one, two = (network.run_step(memory, lambda launch: None, images=images) for images in (1, 2))
+    return {
+        "case": memory,
+        "kernel": "all",
+        "arch": _FIRST,
+        "launches": one.launches.total(),
+        "calls": one.calls.total(),
+        "torch": one.bytes,
+        "torch further": two.bytes - one.bytes,
+    }
+
+
+def executed_network(memory: Memory) -> list[Row]:
+    """The network's row, with the sectors of all launches."""
+    launcher = PtxLauncher(_FIRST)
+    network.run_step(memory, launcher)
+    rows = rows_of("network", launcher.meters, _FIRST)
+    least = traffic.search_network(
+        DA2S, network.CHANNELS, network.CELLS, 1, network.SIDE, needs_weights=True
+    )
+    summed = {name: sum(row[name] for row in rows) for name in _SUMMED}
+    return [{**counted_network(memory), **summed, "least": least}]

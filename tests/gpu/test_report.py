@@ -1,0 +1,153 @@
+"""Nothing that is metered has got worse than the committed table, docs/gpu_meters.json, says.
+
+What is quick to compile or to execute is measured here; `make gpu-report-check` measures all of it.
+"""
+
+from copy import deepcopy
+
+import pytest
+import triton
+
+from da2s_fast.ops import mixed_sum_triton
+from da2s_fast.ops.cell.triton import forward
+from da2s_fast.spaces.space import DA2S
+from tests.gpu.ptx.meter import widths
+from tests.gpu.ptx.parse import parse
+from tests.gpu.ptx.snippets import kernel
+from tests.gpu.report import network, table
+from tests.gpu.report.cases import CASES, EXECUTED, SMALL
+from tests.gpu.report.compiled import compiled_rows
+from tests.gpu.report.executed import executed_rows
+from tests.gpu.report.measure import counted_network
+
+
+@pytest.fixture(scope="module")
+def committed():
+    return table.load()
+
+
+def test_both_files_say_the_same(committed):
+    assert table.PAGE.read_text() == table.page_of(committed)
+    assert table.NUMBERS.read_text() == table.text_of(committed)
+
+
+def test_every_case_is_in_the_table(committed):
+    assert {row["case"] for row in committed[table.COMPILED]} == set(CASES)
+    assert {row["case"] for row in committed[table.EXECUTED]} == set(EXECUTED)
+
+
+@pytest.mark.parametrize(
+    ("name", "architecture"),
+    [
+        ("discretization_loss", 100),
+        ("mixed_sum", 100),
+        ("cell, C=32, reduction", 90),
+    ],
+)
+def test_compiled_code_is_no_worse(committed, name, architecture):
+    rows = compiled_rows(name, CASES[name], architecture)
+    assert table.worse(committed, table.COMPILED, rows) == []
+
+
+@pytest.mark.parametrize("name", ["discretization_loss", "mixed_sum", SMALL])
+def test_executed_code_is_no_worse(committed, name):
+    rows = executed_rows(name, EXECUTED[name], 80)
+    assert table.worse(committed, table.EXECUTED, rows) == []
+
+
+@pytest.mark.parametrize("memory", ["save", "recompute"])
+def test_the_network_makes_no_more_launches(committed, memory):
+    assert table.worse(committed, table.NETWORK, [counted_network(memory)]) == []
+
+
+@pytest.mark.parametrize("section", [table.COMPILED, table.EXECUTED, table.NETWORK])
+def test_whatever_is_worse_is_said(committed, section):
+    committed = {**committed, "triton": triton.__version__}
+    rows = deepcopy(committed[section])
+    assert table.worse(committed, section, rows) == []
+    more = [n for n in table.MORE_IS_WORSE if n in rows[0]]
+    less = [n for n in table.LESS_IS_WORSE if n in rows[0]]
+    assert more
+    for step, names in ((1, more), (-0.001, less)):
+        for name in names:
+            (changed,) = deepcopy(rows[:1])
+            changed[name] += step
+            others = rows[1:]
+            (said,) = table.worse(committed, section, [changed, *others])
+            assert f"{name} {changed[name]}, was {rows[0][name]}" in said
+            changed[name] -= 2 * step
+            assert table.worse(committed, section, [changed, *others]) == []
+
+
+def test_kernels_that_come_and_go_are_said(committed):
+    rows = [row for row in committed[table.COMPILED] if row["case"] == "mixed_sum"]
+    new = {**rows[0], "kernel": "new"}
+    (said,) = table.worse(committed, table.COMPILED, [*rows, new])
+    assert said == "mixed_sum, new, sm_80: not in the table"
+    (said,) = table.worse(committed, table.COMPILED, rows[1:])
+    assert said == "mixed_sum, moments, sm_80: not launched any more"
+
+
+def test_another_compiler_is_not_compared_by_its_registers(committed):
+    other = {**committed, "triton": "0"}
+    rows = deepcopy(committed[table.COMPILED])
+    rows[0]["registers"] += 1
+    loudly = pytest.warns(UserWarning, match=r"of Triton 0, .*registers, .* NOT compared")
+    with loudly:
+        assert table.worse(other, table.COMPILED, rows) == []
+    rows[0]["launches"] += 1
+    with loudly:
+        assert len(table.worse(other, table.COMPILED, rows)) == 1
+
+
+def test_planted_waste_is_noticed(monkeypatch):
+    """Registers by fewer warps, narrower loads by smaller tiles, whatever Triton is installed."""
+
+    def rows():
+        return compiled_rows("mixed_sum", CASES["mixed_sum"], 80)
+
+    before = {"triton": triton.__version__, table.COMPILED: rows()}
+    with monkeypatch.context() as patch:
+        patch.setattr(mixed_sum_triton, "_warps", lambda arguments: 1)
+        said = " ".join(table.worse(before, table.COMPILED, rows()))
+    assert "registers" in said
+    with monkeypatch.context() as patch:
+        narrow = mixed_sum_triton._Tuning(largest=256, smallest=256, programs=1024, parts=256)
+        patch.setattr(mixed_sum_triton, "_TUNING", {80: narrow})
+        said = " ".join(table.worse(before, table.COMPILED, rows()))
+    assert "wide" in said
+
+
+def test_planted_launches_are_noticed(committed, monkeypatch):
+    once = forward._mix
+
+    def twice(*arguments):
+        once(*arguments)
+        once(*arguments)
+
+    monkeypatch.setattr(forward, "_mix", twice)
+    (said,) = table.worse(committed, table.NETWORK, [counted_network("save")])
+    before = committed[table.NETWORK][0]["launches"]
+    assert f"launches {before + network.CELLS * DA2S.nodes}, was {before}" in said
+
+
+def test_planted_calls_of_torch_are_noticed(committed, monkeypatch):
+    once = forward.cell
+
+    def copied(inputs, *rest):
+        return once([x.clone() for x in inputs], *rest)
+
+    monkeypatch.setitem(network._OPERATORS, "cell", copied)
+    (said,) = table.worse(committed, table.NETWORK, [counted_network("save")])
+    assert "calls" in said
+
+
+def test_widths_of_loads_and_stores():
+    body = """
+    ld.global.v4.b32 {%r1, %r2, %r3, %r4}, [%t0];
+    ld.global.v2.f64 {%d1, %d2}, [%t0];
+    st.global.b32 [%t0], %r1;
+    @%p1 st.global.v2.b16 [%t0], {%h1, %h2};
+    ld.shared.b32 %r5, [dynamic];
+    """
+    assert widths(parse(kernel(body, 1))) == {16: 2, 4: 2}

@@ -33,10 +33,31 @@ DA2S_INLINE void for_rows(int64_t height, int64_t lanes, Run run) {
     for (int64_t lane = 0; lane < lanes; lane += kLanes<T>) run(y, lane);
 }
 
+template <int Count>
+struct Together {
+  constexpr operator int() const { return Count; }
+};
+
+// Calls run(part, how many) for up to four parts at a time: what they have in common is read once
+// for them, and their memory streams in side by side.
+template <class Run>
+DA2S_INLINE void in_parts(int64_t count, Run run) {
+  int64_t part = 0;
+  for (; part + 4 <= count; part += 4) run(part, Together<4>{});
+  switch (count - part) {
+    case 3:
+      return run(part, Together<3>{});
+    case 2:
+      return run(part, Together<2>{});
+    case 1:
+      return run(part, Together<1>{});
+  }
+}
+
 // Adds to out if it is not the first to write there.
 template <int Count, class T>
-DA2S_INLINE void weigh(Grid<const T> x, const Weighed<T>* parts, bool first, Size size,
-                       int64_t lanes, Grid<T> out) {
+DA2S_INLINE void weigh_together(Grid<const T> x, const Weighed<T>* parts, bool first, Size size,
+                                int64_t lanes, Grid<T> out) {
   for_grid_runs<T>(size, lanes, [=](int64_t lane, int64_t y, int64_t begin, int64_t pixels) {
     Vector<T> sum[Count] = {};
     for (int64_t i = begin; i < begin + pixels; ++i) {
@@ -51,6 +72,57 @@ DA2S_INLINE void weigh(Grid<const T> x, const Weighed<T>* parts, bool first, Siz
       write(to, total);
     }
     for (int j = 0; j < Count; ++j) add_to<T>(parts[j].products + lane, sum[j]);
+  });
+}
+
+// Numbers per lane, zeros where there are none.
+template <class T>
+DA2S_INLINE Vector<T> of_lane(const T* numbers, int64_t lane) {
+  return numbers ? read(numbers + lane) : Vector<T>{};
+}
+
+template <int Count, class T>
+DA2S_INLINE void mix_together(const Mixed<T>* parts, bool add, Size size, int64_t lanes,
+                              Grid<T> out) {
+  for_grid_runs<T>(size, lanes, [=](int64_t lane, int64_t y, int64_t begin, int64_t pixels) {
+    Vector<T> factor[Count], center[Count];
+    const T* from[Count];
+    for (int j = 0; j < Count; ++j) {
+      factor[j] = read(parts[j].scale + lane);
+      center[j] = of_lane(parts[j].mean, lane);
+      from[j] = parts[j].z.at(y, begin).data + lane;
+    }
+    T* to = out.at(y, begin).data + lane;
+    for (int64_t i = 0; i < pixels; ++i, to += out.pixel) {
+      Vector<T> total = add ? read(to) : Vector<T>{};
+      for (int j = 0; j < Count; ++j) {
+        total += factor[j] * (read(from[j]) - center[j]);
+        from[j] += parts[j].z.pixel;
+      }
+      write(to, total);
+    }
+  });
+}
+
+template <int Count, class T>
+DA2S_INLINE void multiply_together(Grid<const T> g, const Factor<T>* factors, Size size,
+                                   int64_t lanes) {
+  for_grid_runs<T>(size, lanes, [=](int64_t lane, int64_t y, int64_t begin, int64_t pixels) {
+    Vector<T> sum[Count] = {}, center[Count];
+    const T* from[Count];
+    for (int j = 0; j < Count; ++j) {
+      center[j] = of_lane(factors[j].mean, lane);
+      from[j] = factors[j].z.at(y, begin).data + lane;
+    }
+    const T* left = g.at(y, begin).data + lane;
+    for (int64_t i = 0; i < pixels; ++i, left += g.pixel) {
+      const Vector<T> value = read(left);
+      for (int j = 0; j < Count; ++j) {
+        sum[j] += value * (read(from[j]) - center[j]);
+        from[j] += factors[j].z.pixel;
+      }
+    }
+    for (int j = 0; j < Count; ++j) add_to<T>(factors[j].products + lane, sum[j]);
   });
 }
 
@@ -94,58 +166,23 @@ void lane_sums(Grid<const T> g, int64_t pixels, int64_t lanes, double* sums) {
 template <class T>
 void lane_products(Grid<const T> g, const Factor<T>* factors, int64_t count, Size size,
                    int64_t lanes) {
-  for_grid_runs<T>(size, lanes, [=](int64_t lane, int64_t y, int64_t first, int64_t pixels) {
-    const T* left = g.at(y, first).data + lane;
-    for (const Factor<T>* factor = factors; factor < factors + count; ++factor) {
-      Vector<T> sum[2] = {};
-      const Vector<T> center = factor->mean ? read(factor->mean + lane) : Vector<T>{};
-      const T* right = factor->z.at(y, first).data + lane;
-      const int64_t step = factor->z.pixel;
-      int64_t i = 0;
-      for (; i + 2 <= pixels; i += 2)
-        for (int j = 0; j < 2; ++j)
-          sum[j] += read(left + (i + j) * g.pixel) * (read(right + (i + j) * step) - center);
-      if (i < pixels) sum[0] += read(left + i * g.pixel) * (read(right + i * step) - center);
-      add_to<T>(factor->products + lane, sum[0] + sum[1]);
-    }
+  in_parts(count, [&](int64_t part, auto together) {
+    multiply_together<together>(g, factors + part, size, lanes);
   });
 }
 
 template <class T>
 void weighed_gradient(Grid<const T> x, const Weighed<T>* parts, int64_t count, Size size,
                       int64_t lanes, Grid<T> out) {
-  for (int64_t part = 0; part < count; part += 4) {
-    const bool first = part == 0;
-    switch (count - part) {
-      case 1:
-        weigh<1, T>(x, parts + part, first, size, lanes, out);
-        break;
-      case 2:
-        weigh<2, T>(x, parts + part, first, size, lanes, out);
-        break;
-      case 3:
-        weigh<3, T>(x, parts + part, first, size, lanes, out);
-        break;
-      default:
-        weigh<4, T>(x, parts + part, first, size, lanes, out);
-    }
-  }
+  in_parts(count, [&](int64_t part, auto together) {
+    weigh_together<together>(x, parts + part, part == 0, size, lanes, out);
+  });
 }
 
 template <class T>
 void mix(const Mixed<T>* parts, int64_t count, Size size, int64_t lanes, bool add, Grid<T> out) {
-  for_grid_runs<T>(size, lanes, [=](int64_t lane, int64_t y, int64_t first, int64_t pixels) {
-    T* to = out.at(y, first).data + lane;
-    for (const Mixed<T>* part = parts; part < parts + count; ++part) {
-      const Vector<T> factor = read(part->scale + lane);
-      const Vector<T> center = part->mean ? read(part->mean + lane) : Vector<T>{};
-      const T* from = part->z.at(y, first).data + lane;
-      const bool adds = add || part != parts;
-      for (int64_t i = 0; i < pixels; ++i) {
-        const Vector<T> value = factor * (read(from + i * part->z.pixel) - center);
-        write(to + i * out.pixel, adds ? read(to + i * out.pixel) + value : value);
-      }
-    }
+  in_parts(count, [&](int64_t part, auto together) {
+    mix_together<together>(parts + part, add || part > 0, size, lanes, out);
   });
 }
 

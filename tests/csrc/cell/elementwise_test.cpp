@@ -73,19 +73,24 @@ void check_sums(Case<T>& c) {
   DA2S_SIMD_CALL(lane_sums<T>, c.apart.grid(), kSize.pixels(), c.lanes, total.data());
   c.check_lanes(total, [&](int64_t y, int64_t x, int64_t lane) { return c.apart.at(y, x, lane); });
 
-  for (const bool centred : {false, true}) {
-    Buffer<double> products(c.lanes, 0.5);
-    // Two factors, each with products of its own.
-    Buffer<double> others(c.lanes, 0.5);
-    const Factor<T> factors[] = {{c.z.grid(), centred ? c.mean.data() : nullptr, products.data()},
-                                 {c.apart.grid(), nullptr, others.data()}};
-    DA2S_SIMD_CALL(lane_products<T>, c.g.grid(), factors, 2, kSize, c.lanes);
-    c.check_lanes(others, [&](int64_t y, int64_t x, int64_t lane) {
-      return static_cast<double>(c.g.at(y, x, lane)) * c.apart.at(y, x, lane);
-    });
-    c.check_lanes(products, [&](int64_t y, int64_t x, int64_t lane) {
-      return c.g.at(y, x, lane) * (centred ? deviation(y, x, lane) : c.z.at(y, x, lane));
-    });
+  // More factors than one pass of the kernel takes, each with products of its own.
+  for (int64_t count = 1; count <= 5; ++count) {
+    std::list<Buffer<double>> products;
+    std::vector<Factor<T>> factors;
+    for (int64_t i = 0; i < count; ++i) {
+      products.emplace_back(c.lanes, 0.5);
+      factors.push_back({(i % 2 ? c.apart : c.z).grid(), i % 3 ? nullptr : c.mean.data(),
+                         products.back().data()});
+    }
+    DA2S_SIMD_CALL(lane_products<T>, c.g.grid(), factors.data(), count, kSize, c.lanes);
+    for (int64_t i = 0; const Buffer<double>& found : products) {
+      const Pixels<T>& z = i % 2 ? c.apart : c.z;
+      const bool centred = i++ % 3 == 0;
+      c.check_lanes(found, [&](int64_t y, int64_t x, int64_t lane) {
+        return c.g.at(y, x, lane) *
+               (static_cast<double>(z.at(y, x, lane)) - (centred ? c.mean[lane] : 0));
+      });
+    }
   }
 }
 
@@ -126,23 +131,23 @@ void check_maps(Case<T>& c) {
     sum.add(static_cast<double>(c.scale[lane]) * -c.mean[lane]);
   };
   for (const bool add : {false, true})
-    for (const bool centred : {false, true})
+    for (int64_t count = 1; count <= 5; ++count) {
+      std::vector<Mixed<T>> parts;
+      for (int64_t i = 0; i < count; ++i)
+        parts.push_back({(i % 2 ? c.z : c.g).grid(), (i % 2 ? c.slope : c.scale).data(),
+                         i % 3 ? nullptr : c.mean.data()});
       c.check(
           c.out,
           [&](int64_t y, int64_t x, int64_t lane, Sum& sum) {
             if (add) sum.add(c.out.at(y, x, lane));
-            if (centred)
-              scaled(c.g, y, x, lane, sum);
-            else
-              sum.add(static_cast<double>(c.scale[lane]) * c.g.at(y, x, lane));
-            sum.add(static_cast<double>(c.slope[lane]) * c.z.at(y, x, lane));
+            for (int64_t i = 0; i < count; ++i) {
+              const double factor = (i % 2 ? c.slope : c.scale)[lane];
+              sum.add(factor * (i % 2 ? c.z : c.g).at(y, x, lane));
+              if (i % 3 == 0) sum.add(factor * -c.mean[lane]);
+            }
           },
-          [&] {
-            const Mixed<T> parts[] = {
-                {c.g.grid(), c.scale.data(), centred ? c.mean.data() : nullptr},
-                {c.z.grid(), c.slope.data(), nullptr}};
-            DA2S_SIMD_CALL(mix<T>, parts, 2, kSize, c.lanes, add, c.out.grid());
-          });
+          [&] { DA2S_SIMD_CALL(mix<T>, parts.data(), count, kSize, c.lanes, add, c.out.grid()); });
+    }
   c.check(
       c.dense,
       [&](int64_t y, int64_t x, int64_t lane, Sum& sum) {

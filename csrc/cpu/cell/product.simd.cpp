@@ -5,6 +5,7 @@
 // read per vector of weights and one repeated read per pixel. The gradient of the weights is tiled
 // likewise, with input channels in the place of pixels and pixels summed over.
 #include "ask.h"
+#include "group.h"
 
 namespace da2s_fast::DA2S_ISA {
 namespace {
@@ -135,28 +136,6 @@ void weights_of(const Product& shape, Grid<const T> in, Grid<const T> gradient, 
     (two ? weights_column<Images, 2, T> : weights_column<Images, 1, T>)(shape, in, g, size,
                                                                         sums + lane);
     lane += (two ? 2 : 1) * kLanes<T>;
-  }
-}
-
-template <int N>
-struct Constant {
-  static constexpr int value = N;
-};
-
-// The number of images in a group is known to the inner loops.
-template <class T, class Run>
-DA2S_INLINE void with_images(int64_t images, Run run) {
-  switch (images) {
-    case 1:
-      return run(Constant<1>{});
-    case 2:
-      return run(Constant<kLanes<T> >= 2 ? 2 : 1>{});
-    case 4:
-      return run(Constant<kLanes<T> >= 4 ? 4 : 1>{});
-    case 8:
-      return run(Constant<kLanes<T> >= 8 ? 8 : 1>{});
-    default:
-      return run(Constant<kLanes<T> >= 16 ? 16 : 1>{});
   }
 }
 

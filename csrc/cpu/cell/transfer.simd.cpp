@@ -1,12 +1,13 @@
 // Between tensors of PyTorch, in any layout and type, and the cell's own groups.
 //
-// Whole vectors move where a group is one image and channels are adjacent on both sides; images of
-// a group whose channels are adjacent are interleaved four channels at a time. Otherwise the loop
+// Where channels are adjacent in a tensor of the arithmetic's type, a pixel moves by whole vectors
+// of channels, of all images of a group at once: steps that put the numbers of two vectors in turn
+// lead from one vector for each image to each channel's images side by side. Otherwise the loop
 // over the side that is scattered lies outside, so that one of both is read or written in order.
 #include <type_traits>
 
 #include "../convert.h"
-#include "../vector.h"
+#include "group.h"
 #include "kernels.h"
 
 namespace da2s_fast::DA2S_ISA {
@@ -23,101 +24,141 @@ DA2S_INLINE void zero(Grid<T> to, Size size, int64_t lanes) {
     for (int64_t x = 0; x < size.width; ++x) std::memset(to.at(y, x).data, 0, lanes * sizeof(T));
 }
 
+// A vector of `Width` numbers, and as many positions of numbers in two of them.
+template <class T, int Width>
+struct RowOf {
+  typedef T Numbers __attribute__((vector_size(Width * sizeof(T))));
+  typedef std::conditional_t<sizeof(T) == 4, int32_t, int64_t> Position;
+  typedef Position Positions __attribute__((vector_size(Width * sizeof(T))));
+};
+template <class T, int Width>
+using Row = typename RowOf<T, Width>::Numbers;
+
+// first, first + Width, first + 1, first + Width + 1, ...: numbers of two vectors in turn.
+template <class T, int Width>
+DA2S_INLINE auto in_turn(int first) {
+  typename RowOf<T, Width>::Positions at = {};
+  for (int i = 0; i < Width; ++i) at[i] = first + i / 2 + i % 2 * Width;
+  return at;
+}
+
+// first, first + 2, ...: every other number of two vectors.
+template <class T, int Width>
+DA2S_INLINE auto every_other(int first) {
+  typename RowOf<T, Width>::Positions at = {};
+  for (int i = 0; i < Width; ++i) at[i] = first + 2 * i;
+  return at;
+}
+
+// From a row of channels for each image to channels of which each has its images side by side.
+// Images that are half of all apart meet first.
+template <class T, int Width, int Images>
+DA2S_INLINE void interleave(Row<T, Width> (&rows)[Images]) {
+  const auto low = in_turn<T, Width>(0), high = in_turn<T, Width>(Width / 2);
+  for (int length = 1; length < Images; length *= 2) {
+    Row<T, Width> next[Images];
+    for (int i = 0; i < Images / 2; ++i) {
+      next[2 * i] = __builtin_shuffle(rows[i], rows[i + Images / 2], low);
+      next[2 * i + 1] = __builtin_shuffle(rows[i], rows[i + Images / 2], high);
+    }
+    std::memcpy(rows, next, sizeof next);
+  }
+}
+
+// The other way round.
+template <class T, int Width, int Images>
+DA2S_INLINE void part(Row<T, Width> (&rows)[Images]) {
+  const auto even = every_other<T, Width>(0), odd = every_other<T, Width>(1);
+  for (int length = 1; length < Images; length *= 2) {
+    Row<T, Width> next[Images];
+    for (int i = 0; i < Images / 2; ++i) {
+      next[i] = __builtin_shuffle(rows[2 * i], rows[2 * i + 1], even);
+      next[i + Images / 2] = __builtin_shuffle(rows[2 * i], rows[2 * i + 1], odd);
+    }
+    std::memcpy(rows, next, sizeof next);
+  }
+}
+
+// A pixel's channels from c on, `Width` at a time, of images that lie `image` apart. Returns the
+// first channel that is left.
+template <int Images, int Width, class T>
+DA2S_INLINE int64_t import_channels(const T* from, int64_t image, int64_t c, int64_t channels,
+                                    bool with_relu, T* to) {
+  for (; c + Width <= channels; c += Width) {
+    Row<T, Width> rows[Images];
+    for (int n = 0; n < Images; ++n) {
+      std::memcpy(&rows[n], from + n * image + c, sizeof rows[n]);
+      if (with_relu) rows[n] = rows[n] < 0 ? Row<T, Width>{} : rows[n];
+    }
+    interleave<T, Width>(rows);
+    std::memcpy(to + c * Images, rows, sizeof rows);
+  }
+  return c;
+}
+
+template <int Images, int Width, class T>
+DA2S_INLINE int64_t export_channels(const T* from, int64_t image, int64_t c, int64_t channels,
+                                    T* to) {
+  for (; c + Width <= channels; c += Width) {
+    Row<T, Width> rows[Images];
+    std::memcpy(rows, from + c * Images, sizeof rows);
+    part<T, Width>(rows);
+    for (int n = 0; n < Images; ++n) std::memcpy(to + n * image + c, &rows[n], sizeof rows[n]);
+  }
+  return c;
+}
+
+// Wide vectors first, then narrow ones for what they leave.
 template <class T>
-DA2S_INLINE void import_pixels(const T* from, const ImageStrides& at, int64_t channels, Size size,
-                               bool with_relu, Grid<T> to) {
+constexpr int kWide = static_cast<int>(kLanes<T>);
+template <class T>
+constexpr int kNarrow = kWide<T> < 4 ? kWide<T> : 4;
+
+template <int Images, class T>
+void import_pixels(const T* from, const ImageStrides& at, int64_t image, int64_t channels,
+                   Size size, bool with_relu, Grid<T> to) {
   for (int64_t y = 0; y < size.height; ++y)
     for (int64_t x = 0; x < size.width; ++x) {
       const T* source = from + y * at.row + x * at.pixel;
       T* target = to.at(y, x).data;
-      int64_t c = 0;
-      for (; c + kLanes<T> <= channels; c += kLanes<T>) {
-        const Vector<T> value = read(source + c);
-        write(target + c, with_relu ? relu<T>(value) : value);
-      }
-      for (; c < channels; ++c) target[c] = with_relu ? positive(source[c]) : source[c];
+      int64_t c = import_channels<Images, kWide<T>>(source, image, 0, channels, with_relu, target);
+      c = import_channels<Images, kNarrow<T>>(source, image, c, channels, with_relu, target);
+      for (; c < channels; ++c)
+        for (int n = 0; n < Images; ++n) {
+          const T value = source[n * image + c];
+          target[c * Images + n] = with_relu ? positive(value) : value;
+        }
     }
 }
 
-template <class T>
-DA2S_INLINE void export_pixels(Grid<const T> from, const ImageStrides& at, int64_t channels,
-                               Size size, T* to) {
+template <int Images, class T>
+void export_pixels(Grid<const T> from, const ImageStrides& at, int64_t image, int64_t channels,
+                   Size size, T* to) {
   for (int64_t y = 0; y < size.height; ++y)
     for (int64_t x = 0; x < size.width; ++x) {
       const T* source = from.at(y, x).data;
       T* target = to + y * at.row + x * at.pixel;
-      int64_t c = 0;
-      for (; c + kLanes<T> <= channels; c += kLanes<T>) write(target + c, read(source + c));
-      for (; c < channels; ++c) target[c] = source[c];
+      int64_t c = export_channels<Images, kWide<T>>(source, image, 0, channels, target);
+      c = export_channels<Images, kNarrow<T>>(source, image, c, channels, target);
+      for (; c < channels; ++c)
+        for (int n = 0; n < Images; ++n) target[n * image + c] = source[c * Images + n];
     }
 }
 
-typedef float Four __attribute__((vector_size(16)));
-typedef int32_t Mask __attribute__((vector_size(16)));
-
-// The columns of four rows as rows.
-DA2S_INLINE void transpose(const Four (&in)[4], Four (&out)[4]) {
-  const Four a = __builtin_shuffle(in[0], in[1], Mask{0, 4, 1, 5});
-  const Four b = __builtin_shuffle(in[0], in[1], Mask{2, 6, 3, 7});
-  const Four c = __builtin_shuffle(in[2], in[3], Mask{0, 4, 1, 5});
-  const Four d = __builtin_shuffle(in[2], in[3], Mask{2, 6, 3, 7});
-  out[0] = __builtin_shuffle(a, c, Mask{0, 1, 4, 5});
-  out[1] = __builtin_shuffle(a, c, Mask{2, 3, 6, 7});
-  out[2] = __builtin_shuffle(b, d, Mask{0, 1, 4, 5});
-  out[3] = __builtin_shuffle(b, d, Mask{2, 3, 6, 7});
-}
-
-DA2S_INLINE Four read_four(const float* p) {
-  Four v;
-  std::memcpy(&v, p, sizeof v);
-  return v;
-}
-
-DA2S_INLINE void write_four(float* p, const Four& v) { std::memcpy(p, &v, sizeof v); }
-
-// A pixel's channels of some images, adjacent on the side of the tensor, `image` apart: four
-// channels of two or four images at a time. Returns how many channels were moved.
-template <int Images>
-DA2S_INLINE int64_t import_pixel(const float* from, int64_t image, int64_t images, int64_t channels,
-                                 bool with_relu, float* to) {
-  int64_t c = 0;
-  for (; c + 4 <= channels; c += 4)
-    for (int64_t n = 0; n < images; n += Images) {
-      Four in[4] = {}, out[4];
-      for (int i = 0; i < Images; ++i) {
-        in[i] = read_four(from + (n + i) * image + c);
-        if (with_relu) in[i] = in[i] < 0 ? Four{} : in[i];
-      }
-      if constexpr (Images == 2) {
-        write_four(to + c * 2, __builtin_shuffle(in[0], in[1], Mask{0, 4, 1, 5}));
-        write_four(to + c * 2 + 4, __builtin_shuffle(in[0], in[1], Mask{2, 6, 3, 7}));
-      } else {
-        transpose(in, out);
-        for (int i = 0; i < 4; ++i) write_four(to + (c + i) * images + n, out[i]);
-      }
-    }
-  return c;
-}
-
-// The other way round.
-template <int Images>
-DA2S_INLINE int64_t export_pixel(const float* from, int64_t image, int64_t images, int64_t channels,
-                                 float* to) {
-  int64_t c = 0;
-  for (; c + 4 <= channels; c += 4)
-    for (int64_t n = 0; n < images; n += Images) {
-      if constexpr (Images == 2) {
-        const Four low = read_four(from + c * 2), high = read_four(from + c * 2 + 4);
-        write_four(to + c, __builtin_shuffle(low, high, Mask{0, 2, 4, 6}));
-        write_four(to + image + c, __builtin_shuffle(low, high, Mask{1, 3, 5, 7}));
-      } else {
-        Four in[4], out[4];
-        for (int i = 0; i < 4; ++i) in[i] = read_four(from + (c + i) * images + n);
-        transpose(in, out);
-        for (int i = 0; i < 4; ++i) write_four(to + (n + i) * image + c, out[i]);
-      }
-    }
-  return c;
+// Calls move(n, c, y, x) for every element, in an order in which the tensor's lie close together.
+template <class Move>
+DA2S_INLINE void for_elements(const ImageStrides& at, int64_t images, int64_t channels, Size size,
+                              Move move) {
+  for (int64_t y = 0; y < size.height; ++y) {
+    if (at.channel == 1)
+      for (int64_t x = 0; x < size.width; ++x)
+        for (int64_t n = 0; n < images; ++n)
+          for (int64_t c = 0; c < channels; ++c) move(n, c, y, x);
+    else
+      for (int64_t c = 0; c < channels; ++c)
+        for (int64_t n = 0; n < images; ++n)
+          for (int64_t x = 0; x < size.width; ++x) move(n, c, y, x);
+  }
 }
 
 }  // namespace
@@ -125,67 +166,33 @@ DA2S_INLINE int64_t export_pixel(const float* from, int64_t image, int64_t image
 template <class T, class Outer>
 void import_group(const Outer* from, const ImageStrides& at, int64_t image, int64_t valid,
                   int64_t images, int64_t channels, Size size, bool with_relu, Grid<T> to) {
-  if constexpr (sizeof(T) == sizeof(Outer)) {
-    if (images == 1 && at.channel == 1)
-      return import_pixels<T>(from, at, channels, size, with_relu, to);
+  if constexpr (std::is_same_v<T, Outer>) {
+    if (valid == images && at.channel == 1)
+      return with_images<T>(images, [&](auto constant) {
+        import_pixels<decltype(constant)::value>(from, at, image, channels, size, with_relu, to);
+      });
   }
   if (valid < images) zero(to, size, channels * images);
-  const auto element = [&](int64_t n, int64_t c, int64_t y, int64_t x) {
+  for_elements(at, valid, channels, size, [&](int64_t n, int64_t c, int64_t y, int64_t x) {
     const T value =
         static_cast<T>(load(from[n * image + c * at.channel + y * at.row + x * at.pixel]));
     to.at(y, x).data[c * images + n] = with_relu ? positive(value) : value;
-  };
-  if (at.channel == 1) {
-    for (int64_t y = 0; y < size.height; ++y)
-      for (int64_t x = 0; x < size.width; ++x) {
-        int64_t first = 0;
-        if constexpr (std::is_same_v<Outer, float>) {
-          const float* source = from + y * at.row + x * at.pixel;
-          if (valid == images && images > 1)
-            first =
-                (images == 2 ? import_pixel<2> : import_pixel<4>)(source, image, images, channels,
-                                                                  with_relu, to.at(y, x).data);
-        }
-        for (int64_t n = 0; n < valid; ++n)
-          for (int64_t c = first; c < channels; ++c) element(n, c, y, x);
-      }
-    return;
-  }
-  for (int64_t y = 0; y < size.height; ++y)
-    for (int64_t c = 0; c < channels; ++c)
-      for (int64_t n = 0; n < valid; ++n)
-        for (int64_t x = 0; x < size.width; ++x) element(n, c, y, x);
+  });
 }
 
 template <class T, class Outer>
 void export_group(Grid<const T> from, const ImageStrides& at, int64_t image, int64_t valid,
                   int64_t images, int64_t channels, Size size, Outer* to) {
-  if constexpr (sizeof(T) == sizeof(Outer)) {
-    if (images == 1 && at.channel == 1) return export_pixels<T>(from, at, channels, size, to);
+  if constexpr (std::is_same_v<T, Outer>) {
+    if (valid == images && at.channel == 1)
+      return with_images<T>(images, [&](auto constant) {
+        export_pixels<decltype(constant)::value>(from, at, image, channels, size, to);
+      });
   }
-  const auto element = [&](int64_t n, int64_t c, int64_t y, int64_t x) {
+  for_elements(at, valid, channels, size, [&](int64_t n, int64_t c, int64_t y, int64_t x) {
     store(from.at(y, x).data[c * images + n],
           to + n * image + c * at.channel + y * at.row + x * at.pixel);
-  };
-  if (at.channel == 1) {
-    for (int64_t y = 0; y < size.height; ++y)
-      for (int64_t x = 0; x < size.width; ++x) {
-        int64_t first = 0;
-        if constexpr (std::is_same_v<Outer, float>) {
-          float* target = to + y * at.row + x * at.pixel;
-          if (valid == images && images > 1)
-            first = (images == 2 ? export_pixel<2> : export_pixel<4>)(from.at(y, x).data, image,
-                                                                      images, channels, target);
-        }
-        for (int64_t n = 0; n < valid; ++n)
-          for (int64_t c = first; c < channels; ++c) element(n, c, y, x);
-      }
-    return;
-  }
-  for (int64_t y = 0; y < size.height; ++y)
-    for (int64_t c = 0; c < channels; ++c)
-      for (int64_t n = 0; n < valid; ++n)
-        for (int64_t x = 0; x < size.width; ++x) element(n, c, y, x);
+  });
 }
 
 #define DA2S_INSTANTIATE(T, Outer)                                                          \

@@ -37,8 +37,11 @@ void check_type() {
     for (const bool with_relu : {false, true}) {
       check_layout<T, Outer>(1, 1, 2 * vector, channels_last, with_relu);
       check_layout<T, Outer>(1, 1, vector + 1, channels_last, with_relu);
-      check_layout<T, Outer>(vector, vector, 3, channels_last, with_relu);
       check_layout<T, Outer>(vector, 1, 3, channels_last, with_relu);
+      // Channels for wide vectors, for narrow ones, and some that are left.
+      for (int64_t images = 2; images <= vector; images *= 2)
+        for (const int64_t channels : {int64_t{3}, 2 * vector + 7})
+          check_layout<T, Outer>(images, images, channels, channels_last, with_relu);
     }
 }
 

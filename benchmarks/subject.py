@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from statistics import median
 from typing import Literal
 
@@ -79,6 +79,12 @@ class Subject:
         for tensor in self.arch.values():
             tensor.requires_grad_(self.wanted != "weights")
 
+    @cached_property
+    def _leaves(self) -> dict[str, Tensor]:
+        """What is learned, by name; found once, as loops do that train."""
+        leaves = {**dict(self.module.named_parameters()), **self.arch}
+        return {name: leaf for name, leaf in leaves.items() if leaf.requires_grad}
+
     @property
     def device(self) -> torch.device:
         return next(self.module.parameters()).device
@@ -103,10 +109,7 @@ class Subject:
     def step(self, batch: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Output of one forward pass, and the wanted gradients by name."""
         x = self.inputs(batch)
-        leaves = {**dict(self.module.named_parameters()), **self.arch}
-        leaves = {name: leaf for name, leaf in leaves.items() if leaf.requires_grad}
-        if self.input_gradient:
-            leaves["input"] = x
+        leaves = {**self._leaves, "input": x} if self.input_gradient else self._leaves
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             output = self.call(x)
         if output.dim() == 2:

@@ -12,18 +12,27 @@
 namespace da2s_fast {
 namespace {
 
-// Blocks are whole huge pages: where the system has them, one fault instead of 512.
-constexpr size_t kPage = size_t{2} << 20;
+// Large blocks are whole huge pages: where the system has them, one fault instead of 512. Small
+// ones would leave most of a page empty.
+constexpr size_t kHugePage = size_t{2} << 20, kSmallPage = size_t{64} << 10;
+
+size_t whole_pages(size_t bytes) {
+  const size_t page = bytes < kHugePage ? kSmallPage : kHugePage;
+  return std::max<size_t>(1, (bytes + page - 1) / page) * page;
+}
 
 void* map(size_t bytes) {
+  const bool huge = bytes >= kHugePage;
   // A page more than asked for, of which whole huge pages are kept.
+  const size_t more = huge ? kHugePage : 0;
   void* raw =
-      mmap(nullptr, bytes + kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+      mmap(nullptr, bytes + more, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (raw == MAP_FAILED) throw std::bad_alloc();
+  if (!huge) return raw;
   char* begin = static_cast<char*>(raw);
-  char* data = begin + (kPage - reinterpret_cast<uintptr_t>(begin) % kPage) % kPage;
+  char* data = begin + (more - reinterpret_cast<uintptr_t>(begin) % more) % more;
   if (data != begin) munmap(begin, data - begin);
-  if (data != begin + kPage) munmap(data + bytes, begin + kPage - data);
+  if (data != begin + more) munmap(data + bytes, begin + more - data);
 #ifdef MADV_HUGEPAGE
   madvise(data, bytes, MADV_HUGEPAGE);
 #endif
@@ -108,10 +117,9 @@ Pool& pool() {
 }  // namespace
 
 Workspace::Workspace(size_t bytes, Use use) : use_(use) {
-  const size_t pages = std::max<size_t>(1, (bytes + kPage - 1) / kPage);
   {
     const std::lock_guard<std::mutex> lock(pool().mutex);
-    const Block block = pool().of(use).take(pages * kPage);
+    const Block block = pool().of(use).take(whole_pages(bytes));
     data_ = block.data;
     bytes_ = block.bytes;
   }

@@ -10,6 +10,7 @@ PackedLayer<T>::PackedLayer(const Layer& layer, Size size, int64_t images, int64
     : layer_(layer), size_(size), images_(images), border_(border) {
   const int64_t vector = DA2S_SIMD_CALL(vector_bytes) / sizeof(T);
   in_lanes_ = (layer.in_channels * images + vector - 1) / vector * vector;
+  out_lanes_ = (layer.out_channels * images + vector - 1) / vector * vector;
 }
 
 template <class T>
@@ -82,13 +83,14 @@ void PackedLayer<T>::pack(const std::vector<const T*>& weights, bool turned) con
     const int64_t taps = layer_.taps();
     for (int64_t tap = 0; tap < taps; ++tap)
       for (int64_t lane = 0; lane < in_lanes_; ++lane) {
-        const T weight = weights[layer_.weight][lane / images_ * taps + tap];
+        const int64_t channel = lane / images_;
+        const T weight = channel < in ? weights[layer_.weight][channel * taps + tap] : T{0};
         spatial_[tap * in_lanes_ + lane] = weight;
         if (turned) turned_[turned_tap(tap) * in_lanes_ + lane] = weight;
       }
   }
   const int64_t taps = layer_.taps_of_product();
-  if (layer_.halves) std::fill_n(product_, taps * product_sums(), T{0});
+  if (layer_.halves || out * images_ < lanes) std::fill_n(product_, taps * product_sums(), T{0});
   if (turned) std::fill_n(transposed_, taps * out * in_lanes_, T{0});
   for_each_product_weight([&](int64_t tensor, int64_t at, int64_t tap, int64_t i, int64_t o) {
     const T weight = weights[layer_.weight + tensor][at];

@@ -30,7 +30,7 @@ class PackedLayer {
   Size in_size() const { return size_; }
   Size out_size() const { return layer_.out_size(size_); }
   int64_t in_lanes() const { return in_lanes_; }
-  int64_t out_lanes() const { return layer_.out_channels * images_; }
+  int64_t out_lanes() const { return out_lanes_; }
   int64_t in_row() const { return (size_.width + 2 * border_) * in_lanes_; }
   // Elements of an input with its border, of the features, of the sums of weight gradients.
   int64_t padded() const { return (size_.height + 2 * border_) * in_row(); }
@@ -59,7 +59,7 @@ class PackedLayer {
 
  private:
   int64_t spatial_sums() const { return layer_.separable ? layer_.taps() * in_lanes_ : 0; }
-  int64_t product_sums() const { return layer_.in_channels * out_lanes(); }
+  int64_t product_sums() const { return layer_.in_channels * out_lanes_; }
   Depthwise depthwise_shape(Ahead* ahead) const;
   Product product_shape(Ahead* ahead) const;
   int64_t tap_offset(int64_t tap) const;
@@ -74,11 +74,12 @@ class PackedLayer {
 
   const Layer& layer_;
   Size size_;
-  int64_t images_, border_, in_lanes_;
-  T* spatial_ = nullptr;     // (taps, in lanes)
-  T* turned_ = nullptr;      // the same, as depthwise_back reads it
-  T* product_ = nullptr;     // (taps, in channels, out lanes)
-  T* transposed_ = nullptr;  // (taps, out channels, in lanes)
+  int64_t images_, border_;
+  int64_t in_lanes_, out_lanes_;  // filled up to whole vectors
+  T* spatial_ = nullptr;          // (taps, in lanes)
+  T* turned_ = nullptr;           // the same, as depthwise_back reads it
+  T* product_ = nullptr;          // (taps, in channels, out lanes)
+  T* transposed_ = nullptr;       // (taps, out channels, in lanes)
 };
 
 }  // namespace da2s_fast

@@ -16,12 +16,6 @@
 namespace da2s_fast {
 namespace {
 
-template <class T>
-ImageTensor<T> images_of(const Tensor& tensor) {
-  return {
-      data<T>(tensor), tensor.stride(0), {tensor.stride(1), tensor.stride(2), tensor.stride(3)}};
-}
-
 // The arguments that both passes share, and what keeps their pointers alive.
 template <class T>
 struct Given {

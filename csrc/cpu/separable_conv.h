@@ -11,16 +11,9 @@
 #include <vector>
 
 #include "cell/layer.h"
+#include "cell/side.h"
 
 namespace da2s_fast {
-
-// A tensor (N, C, H, W): distances in elements.
-template <class T>
-struct ImageTensor {
-  T* data;
-  int64_t image;
-  ImageStrides at;
-};
 
 template <class T>
 struct SeparableConv {

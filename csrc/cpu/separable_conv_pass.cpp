@@ -1,7 +1,6 @@
 #include <cstring>
 #include <memory>
 
-#include "cell/images.h"
 #include "separable_conv.h"
 
 namespace da2s_fast {
@@ -22,25 +21,6 @@ int64_t images_per_group(const Layer& layer, int64_t batch, int64_t vector) {
     if (lanes(images) < lanes(best)) best = images;
   return best;
 }
-
-// The input's side of the layer or the output's, in groups.
-struct Side {
-  Size size;
-  int64_t channels, lanes;
-
-  int64_t elements() const { return size.pixels() * lanes; }
-  template <class T>
-  Grid<T> grid(T* data) const {
-    return {data, size.width * lanes, lanes};
-  }
-  // Where a group of a tensor lies just as the kernels want it; null where it does not.
-  template <class T>
-  T* in_place(const ImageTensor<T>& tensor, int64_t group, int64_t images) const {
-    const bool same = images == 1 && channels == lanes && tensor.at.channel == 1 &&
-                      tensor.at.pixel == lanes && tensor.at.row == size.width * lanes;
-    return same ? tensor.data + group * tensor.image : nullptr;
-  }
-};
 
 // Memory of one thread.
 template <class T>
@@ -75,10 +55,10 @@ class Pass {
 
   void forward(const ImageTensor<T>& z) const {
     for_groups([&](int64_t, int64_t group, const Scratch<T>& scratch) {
-      T* place = out_.in_place(z, group, images_.per_group);
+      T* place = out_.in_place(z, images_, group);
       T* to = place ? place : scratch.output;
       layer_.forward(fill_input(group, scratch), scratch.middle, to);
-      if (!place) export_images(out_, to, group, z);
+      if (!place) out_.take_out<T>(out_.grid(to), images_, group, z);
     });
   }
 
@@ -86,16 +66,16 @@ class Pass {
     std::vector<double> sums(gradients ? images_.chunks * layer_.sums() : 0);
     for_groups([&](int64_t chunk, int64_t group, const Scratch<T>& scratch) {
       const Grid<const T> x = fill_input(group, scratch);
-      const T* from = out_.in_place(dz, group, images_.per_group);
-      if (!from) import_images(out_, dz, group, false, out_.grid(scratch.output));
-      T* place = dx.data ? in_.in_place(dx, group, images_.per_group) : nullptr;
+      const T* from = out_.in_place(dz, images_, group);
+      if (!from) out_.take_in(dz, images_, group, false, out_.grid(scratch.output));
+      T* place = dx.data ? in_.in_place(dx, images_, group) : nullptr;
       T* to = dx.data && !place ? scratch.input_gradient : place;
       layer_.backward(x, from ? from : scratch.output, {scratch.middle, scratch.padded}, to, false,
                       gradients ? &sums[chunk * layer_.sums()] : nullptr);
       if (!to) return;
       const Grid<T> gradient = in_.grid(to);
       DA2S_SIMD_CALL(mask<T>, x, gradient, in_.size, in_.lanes, false, gradient);
-      if (!place) export_images(in_, to, group, dx);
+      if (!place) in_.take_out<T>(gradient, images_, group, dx);
     });
     if (gradients) layer_.fold(sums.data(), layer_.sums(), images_.chunks, gradients);
   }
@@ -131,22 +111,8 @@ class Pass {
 
   Grid<const T> fill_input(int64_t group, const Scratch<T>& scratch) const {
     const Grid<T> x = layer_.inside(scratch.input);
-    import_images(in_, conv_.x, group, true, x);
+    in_.take_in(conv_.x, images_, group, true, x);
     return x;
-  }
-
-  void import_images(const Side& side, const ImageTensor<const T>& from, int64_t group, bool relu,
-                     Grid<T> to) const {
-    const int64_t images = images_.per_group;
-    DA2S_SIMD_CALL(import_group, from.data + group * images * from.image, from.at, from.image,
-                   images_.valid(group), images, side.channels, side.size, relu, to);
-  }
-
-  void export_images(const Side& side, const T* from, int64_t group,
-                     const ImageTensor<T>& to) const {
-    const int64_t images = images_.per_group;
-    DA2S_SIMD_CALL(export_group, side.grid(from), to.at, to.image, images_.valid(group), images,
-                   side.channels, side.size, to.data + group * images * to.image);
   }
 
   const SeparableConv<T>& conv_;

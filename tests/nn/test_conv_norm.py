@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from da2s_fast.nn import conv_norm as fused_module
 from da2s_fast.nn import use_backend
 from da2s_fast.nn.conv_norm import ConvNormSequential
 from da2s_fast.nn.stem import cifar_stem, imagenet_stems
@@ -20,14 +21,12 @@ calls: list[str] = []
 @pytest.fixture(autouse=True)
 def counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Note every call of the operator."""
-    from da2s_fast.nn import conv_norm as module
-
     def noted(*args, **kwargs):
         calls.append("conv_norm")
         return fused(*args, **kwargs)
 
-    fused = module.conv_norm
-    monkeypatch.setattr(module, "conv_norm", noted)
+    fused = fused_module.conv_norm
+    monkeypatch.setattr(fused_module, "conv_norm", noted)
     calls.clear()
 
 

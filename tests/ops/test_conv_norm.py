@@ -94,7 +94,7 @@ SHAPES = [(3, 5, 7, 6), (2, 16, 9, 9), (1, 3, 29, 1), (33, 8, 4, 4), (2, 2, 15, 
 @pytest.mark.parametrize(("stride", "relu"), list(itertools.product((1, 2), (False, True))))
 @pytest.mark.parametrize(("k", "out"), [(1, 5), (3, 16), (3, 3)])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_equals_eager(shape, k, out, stride, relu, layout):
+def test_equals_eager(shape, k, out, stride, relu, layout):  # noqa: PLR0917 - pytest's
     case = make_case(shape, out, k, stride, relu)
     check(case._replace(x=case.x.contiguous(memory_format=layout)))
 
@@ -122,7 +122,7 @@ def test_norms_without_parameters(scale, shift):
     relu=st.booleans(),
     affine=st.booleans(),
 )
-def test_random_shapes(shape, out, k, stride, relu, affine):
+def test_random_shapes(shape, out, k, stride, relu, affine):  # noqa: PLR0917 - hypothesis's
     images, _, *size = shape
     assume(images * math.prod((length - 1) // stride + 1 for length in size) >= FEW)
     check(make_case(shape, out, k, stride, relu, affine))

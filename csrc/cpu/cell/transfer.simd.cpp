@@ -126,8 +126,12 @@ template <class T, class Outer>
 void import_group(const Outer* from, const ImageStrides& at, int64_t image, int64_t valid,
                   int64_t images, int64_t channels, Size size, bool with_relu, Grid<T> to) {
   if constexpr (sizeof(T) == sizeof(Outer)) {
-    if (images == 1 && at.channel == 1)
-      return import_pixels<T>(from, at, channels, size, with_relu, to);
+    if (images == 1 && at.channel == 1) {
+      // Where pixels follow each other on both sides, a row is like one pixel.
+      const bool rows = at.pixel == channels && to.pixel == channels;
+      return import_pixels<T>(from, at, rows ? channels * size.width : channels,
+                              rows ? Size{size.height, 1} : size, with_relu, to);
+    }
   }
   if (valid < images) zero(to, size, channels * images);
   const auto element = [&](int64_t n, int64_t c, int64_t y, int64_t x) {

@@ -7,6 +7,7 @@
 STABLE_TORCH_LIBRARY_IMPL(da2s_fast, CPU, library) {
   da2s_fast::register_cell(library);
   da2s_fast::register_cell_running(library);
+  da2s_fast::register_conv_norm(library);
   da2s_fast::register_discretization_loss(library);
   da2s_fast::register_mixed_sum(library);
   da2s_fast::register_separable_conv(library);

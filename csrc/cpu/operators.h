@@ -7,6 +7,7 @@ namespace da2s_fast {
 
 void register_cell(torch::stable::detail::StableLibrary& library);
 void register_cell_running(torch::stable::detail::StableLibrary& library);
+void register_conv_norm(torch::stable::detail::StableLibrary& library);
 void register_discretization_loss(torch::stable::detail::StableLibrary& library);
 void register_mixed_sum(torch::stable::detail::StableLibrary& library);
 void register_separable_conv(torch::stable::detail::StableLibrary& library);

@@ -9,6 +9,7 @@
 #include <cstring>
 #include <vector>
 
+#include "cell/side.h"
 #include "scalar.h"
 
 namespace da2s_fast {
@@ -61,6 +62,13 @@ inline Tensor empty(const std::vector<int64_t>& sizes, ScalarType dtype) {
 inline Tensor empty(const Tensor& like, bool channels_last) {
   return torch::stable::empty(like.sizes(), like.scalar_type(), std::nullopt, std::nullopt,
                               std::nullopt, memory_format(channels_last));
+}
+
+// A tensor (N, C, H, W) for the kernels.
+template <class T>
+ImageTensor<T> images_of(const Tensor& tensor) {
+  return {
+      data<T>(tensor), tensor.stride(0), {tensor.stride(1), tensor.stride(2), tensor.stride(3)}};
 }
 
 // The tensors' data in one layout; holds a copy of every tensor that is laid out otherwise.

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from da2s_fast.errors import UserError
 from da2s_fast.nn.architecture import ArchitectureParameters
 from da2s_fast.nn.cell import Cell, Mixture, run_nodes
+from da2s_fast.nn.conv_norm import ConvNormSequential
 from da2s_fast.nn.engine import CellModule
 from da2s_fast.nn.mixed_op import MixedOp
 from da2s_fast.nn.recognize import Recognized, recognize
@@ -202,7 +203,7 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, C_in: int, C_out: int, affine: bool = True) -> None:
         super().__init__()
-        self.branch = nn.Sequential(
+        self.branch = ConvNormSequential(
             nn.ReLU(),
             nn.Conv2d(C_in, C_out, 3, stride=2, padding=1, bias=False),
             nn.BatchNorm2d(C_out, affine=affine),

@@ -2,6 +2,7 @@
 
 from da2s_fast.ops._backend import use_backend
 from da2s_fast.ops.cell.function import cell
+from da2s_fast.ops.conv_norm import conv_norm
 from da2s_fast.ops.discretization_loss import (
     DiscretizationLoss,
     discretization_loss,
@@ -15,6 +16,7 @@ from da2s_fast.ops.workspace import release_workspaces, workspace_bytes
 __all__ = [
     "DiscretizationLoss",
     "cell",
+    "conv_norm",
     "discretization_loss",
     "edge_strength",
     "mixed_sum",

@@ -79,7 +79,7 @@ def use_backend(backend: str | None) -> Iterator[None]:
 
 
 @constant_in_graphs
-def _chosen() -> str | None:
+def chosen_backend() -> str | None:
     """What `use_backend` chose; not every compiler that is supported can read it itself."""
     return _CHOSEN.get()
 
@@ -96,7 +96,7 @@ def choose_backend(name: str, requested: str | None, reasons: Mapping[str, str |
     Raises:
         UserError: the backend asked for is unknown or cannot run.
     """
-    requested = requested or _chosen()
+    requested = requested or chosen_backend()
     if requested is None:
         return next((key for key, reason in reasons.items() if reason is None), REFERENCE)
     if requested == REFERENCE:

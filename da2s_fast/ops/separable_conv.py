@@ -33,7 +33,9 @@ _BACKWARD = define_operator(
     "int padding, int dilation, bool[] mask) -> (Tensor x, Tensor spatial, Tensor channel)"
 )
 _HAS_CPU_KERNEL = has_kernel(_FORWARD, "cpu")
-_KERNELS = (3, 5, 7)
+# (size, dilation) of the kernels that the cell's engine has inner loops for, at strides 1 and 2.
+_KERNELS = ((3, 1), (5, 1), (7, 1), (3, 2), (5, 2))
+_STRIDES = (1, 2)
 _TRITON_REASON = "it has no Triton kernel; on GPUs `cell` fuses separable convolutions"
 
 
@@ -56,8 +58,9 @@ def separable_conv(
         channel: (C_out, C, 1, 1).
         stride: of the depthwise convolution.
         dilation: of the depthwise convolution.
-        backend: "cpu" (compiled; float32 and float64, k of 3, 5 or 7), "reference" (plain
-            PyTorch, on GPUs too) or None for the best that can run. "triton" says why it cannot.
+        backend: "cpu" (compiled; float32 and float64, k of 3, 5 or 7, of 3 or 5 with dilation 2,
+            stride 1 or 2), "reference" (plain PyTorch, on GPUs too) or None for the best that can
+            run. "triton" says why it cannot.
 
     Returns:
         (N, C_out, ceil(H / stride), ceil(W / stride)), channels_last where x is.
@@ -66,7 +69,8 @@ def separable_conv(
         UserError: shapes that do not fit, a backend that is unknown or cannot run.
     """
     _check(x, spatial, channel)
-    reasons = {"cpu": _cpu_reason(x, spatial, channel), "triton": _TRITON_REASON}
+    cpu_reason = _cpu_reason(x, spatial, channel, stride, dilation)
+    reasons = {"cpu": cpu_reason, "triton": _TRITON_REASON}
     if choose_backend("separable_conv", backend, reasons) == REFERENCE:
         return separable_conv_reference(x, spatial, channel, stride=stride, dilation=dilation)
     padding = _padding(spatial, dilation)
@@ -101,7 +105,9 @@ def _check(x: Tensor, spatial: Tensor, channel: Tensor) -> None:
         )
 
 
-def _cpu_reason(x: Tensor, spatial: Tensor, channel: Tensor) -> str | None:
+def _cpu_reason(
+    x: Tensor, spatial: Tensor, channel: Tensor, stride: int, dilation: int
+) -> str | None:
     """Say why the compiled CPU operator cannot run; None where it can."""
     if not _HAS_CPU_KERNEL:
         return "the compiled CPU library is not there (`da2s info` says why)"
@@ -112,8 +118,8 @@ def _cpu_reason(x: Tensor, spatial: Tensor, channel: Tensor) -> str | None:
             return f"a tensor is on {tensor.device}"
         if tensor.dtype not in (torch.float32, torch.float64) or tensor.dtype != x.dtype:
             return f"tensors are {x.dtype} and {tensor.dtype}"
-    if spatial.shape[-1] not in _KERNELS:
-        return f"the kernel has {spatial.shape[-1]} rows"
+    if (spatial.shape[-1], dilation) not in _KERNELS or stride not in _STRIDES:
+        return f"the kernel has {spatial.shape[-1]} rows, dilation {dilation} and stride {stride}"
     if x.numel() == 0 or channel.numel() == 0:
         return "a tensor is empty"
     return None

@@ -3,8 +3,8 @@
 #include <cstring>
 
 #include "buffers.h"
+#include "cpu/cell/kernels.h"
 #include "cpu/mixed_sum.h"
-#include "cpu/separable_conv.h"
 
 namespace da2s_fast::test {
 namespace {
@@ -21,14 +21,12 @@ void overrun() {
 
 // Reads a vector of which the last element is not there.
 void short_vector() {
-  const SeparableConv conv{3, 1, 1, 1, 8, 8, 8, 8, 1, 1, 1, 1};
-  Buffer<float> padded(9 * 8, 0), rest(8, 0), x(8, 1), z(8);
-  const Buffer<float> spatial(9 * 8 - 1, 1), channel(8 * 8, 1);
-  const SeparableScratch<float> scratch{padded.data(), nullptr,     rest.data(),
-                                        nullptr,       rest.data(), nullptr};
-  const SeparableWeights<float> weights{spatial.data(), channel.data(), nullptr, nullptr};
-  const Strides dense{1, 8, 8};
-  DA2S_SIMD_CALL(separable_conv_image, conv, scratch, weights, x.data(), dense, z.data(), dense);
+  const int64_t lanes = DA2S_SIMD_CALL(vector_bytes) / static_cast<int64_t>(sizeof(float));
+  const Buffer<float> in(9 * lanes, 0), weights(9 * lanes - 1, 1);
+  Buffer<float> out(lanes);
+  DA2S_SIMD_CALL(depthwise<float>, Depthwise{3, 1, 1, lanes},
+                 (Grid<const float>{in.data(), 3 * lanes, lanes}), weights.data(),
+                 (Grid<float>{out.data(), lanes, lanes}), Size{1, 1}, false);
 }
 
 // Computes a position that no integer holds.

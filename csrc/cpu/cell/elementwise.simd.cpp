@@ -223,6 +223,19 @@ void normalize(Grid<const T> z, Size size, int64_t lanes, const T* scale, const 
 }
 
 template <class T>
+void affine(Grid<const T> z, Size size, int64_t lanes, const T* scale, const T* mean,
+            const T* shift, Grid<T> out) {
+  for_rows<T>(size.height, lanes, [=](int64_t y, int64_t lane) {
+    const T* from = z.at(y, 0).data + lane;
+    T* to = out.at(y, 0).data + lane;
+    const Vector<T> factor = read(scale + lane), center = read(mean + lane);
+    const Vector<T> offset = read(shift + lane);
+    for (int64_t x = 0; x < size.width; ++x)
+      write(to + x * out.pixel, factor * (read(from + x * z.pixel) - center) + offset);
+  });
+}
+
+template <class T>
 void mask(Grid<const T> seen, Grid<const T> g, Size size, int64_t lanes, bool add, Grid<T> out) {
   for_rows<T>(size.height, lanes, [=](int64_t y, int64_t lane) {
     const T* shown = seen.at(y, 0).data + lane;
@@ -256,6 +269,7 @@ void add(Grid<const T> in, Size size, int64_t lanes, Grid<T> out) {
   template void norm_gradient(Grid<const T>, const T*, int64_t, int64_t, const NormGradient<T>&, \
                               T*);                                                               \
   template void normalize(Grid<const T>, Size, int64_t, const T*, const T*, bool, Grid<T>);      \
+  template void affine(Grid<const T>, Size, int64_t, const T*, const T*, const T*, Grid<T>);     \
   template void mask(Grid<const T>, Grid<const T>, Size, int64_t, bool, Grid<T>);                \
   template void add(Grid<const T>, Size, int64_t, Grid<T>);
 DA2S_INSTANTIATE(float)

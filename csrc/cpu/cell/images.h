@@ -19,8 +19,10 @@ constexpr int64_t kMostChunks = 16;
 struct Images {
   // `channels` times the images of a group make whole vectors of `vector` elements.
   Images(int64_t batch, int64_t channels, int64_t vector)
+      : Images(batch, vector / std::gcd(vector, channels)) {}
+  Images(int64_t batch, int64_t per_group)
       : batch(batch),
-        per_group(vector / std::gcd(vector, channels)),
+        per_group(per_group),
         groups((batch + per_group - 1) / per_group),
         chunks(std::min(groups, kMostChunks)) {}
 

@@ -143,12 +143,15 @@ template <class T> void weighed_gradient(Grid<const T> x, const Weighed<T>* part
 // out = sum over parts, or out += that.
 template <class T> void mix(const Mixed<T>* parts, int64_t count, Size size, int64_t lanes,
                             bool add, Grid<T> out);
-// out = scale * (g - shift - (z - mean) * slope).
+// out = scale * (g - shift - (z - mean) * slope); out may be z.
 template <class T> void norm_gradient(Grid<const T> g, const T* z, int64_t pixels, int64_t lanes,
                                       const NormGradient<T>& norm, T* out);
 // out = scale * (z - mean), through ReLU if asked; mean null: out = z; scale null: no norm.
 template <class T> void normalize(Grid<const T> z, Size size, int64_t lanes, const T* scale,
                                   const T* mean, bool relu, Grid<T> out);
+// out = scale * (z - mean) + shift; out may be z.
+template <class T> void affine(Grid<const T> z, Size size, int64_t lanes, const T* scale,
+                               const T* mean, const T* shift, Grid<T> out);
 // out = g, or out += g, 0 where seen, a ReLU's result, is not above 0; NaN lets gradients through.
 template <class T> void mask(Grid<const T> seen, Grid<const T> g, Size size, int64_t lanes,
                              bool add, Grid<T> out);

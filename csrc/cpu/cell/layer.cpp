@@ -10,6 +10,8 @@ PackedLayer<T>::PackedLayer(const Layer& layer, Size size, int64_t images, int64
     : layer_(layer), size_(size), images_(images), border_(border) {
   const int64_t vector = DA2S_SIMD_CALL(vector_bytes) / sizeof(T);
   in_lanes_ = (layer.in_channels * images + vector - 1) / vector * vector;
+  out_lanes_ = (layer.out_channels * images + vector - 1) / vector * vector;
+  in_pixel_ = joined() > 1 ? layer.in_channels * images : in_lanes_;
 }
 
 template <class T>
@@ -18,17 +20,19 @@ Depthwise PackedLayer<T>::depthwise_shape(Ahead* ahead) const {
 }
 
 template <class T>
-int64_t PackedLayer<T>::tap_offset(int64_t tap) const {
-  if (layer_.halves) return tap * (in_row() + in_lanes_);
-  return (tap / layer_.kernel - layer_.padding()) * in_row() +
-         (tap % layer_.kernel - layer_.padding()) * in_lanes_;
+int64_t PackedLayer<T>::tap_offset(int64_t tap, int64_t pixel) const {
+  const int64_t row = (size_.width + 2 * border_) * pixel;
+  if (layer_.halves) return tap * (row + pixel);
+  return (tap / layer_.kernel - layer_.padding()) * row +
+         (tap % layer_.kernel - layer_.padding()) * pixel;
 }
 
 template <class T>
 Product PackedLayer<T>::product_shape(Ahead* ahead) const {
-  Product shape{images_, layer_.in_channels, out_lanes(), layer_.taps_of_product(), {}, ahead};
+  const int64_t taps = layer_.taps_of_product() / joined();
+  Product shape{images_, joined() * layer_.in_channels, out_lanes(), taps, {}, ahead};
   if (!layer_.separable)
-    for (int64_t tap = 0; tap < shape.taps; ++tap) shape.offsets[tap] = tap_offset(tap);
+    for (int64_t tap = 0; tap < taps; ++tap) shape.offsets[tap] = tap_offset(tap * joined());
   return shape;
 }
 
@@ -82,13 +86,14 @@ void PackedLayer<T>::pack(const std::vector<const T*>& weights, bool turned) con
     const int64_t taps = layer_.taps();
     for (int64_t tap = 0; tap < taps; ++tap)
       for (int64_t lane = 0; lane < in_lanes_; ++lane) {
-        const T weight = weights[layer_.weight][lane / images_ * taps + tap];
+        const int64_t channel = lane / images_;
+        const T weight = channel < in ? weights[layer_.weight][channel * taps + tap] : T{0};
         spatial_[tap * in_lanes_ + lane] = weight;
         if (turned) turned_[turned_tap(tap) * in_lanes_ + lane] = weight;
       }
   }
   const int64_t taps = layer_.taps_of_product();
-  if (layer_.halves) std::fill_n(product_, taps * product_sums(), T{0});
+  if (layer_.halves || out * images_ < lanes) std::fill_n(product_, taps * product_sums(), T{0});
   if (turned) std::fill_n(transposed_, taps * out * in_lanes_, T{0});
   for_each_product_weight([&](int64_t tensor, int64_t at, int64_t tap, int64_t i, int64_t o) {
     const T weight = weights[layer_.weight + tensor][at];
@@ -100,7 +105,8 @@ void PackedLayer<T>::pack(const std::vector<const T*>& weights, bool turned) con
 
 template <class T>
 Grid<T> PackedLayer<T>::inside(T* padded) const {
-  return Grid<T>{padded, in_row(), in_lanes_}.at(border_, border_);
+  const int64_t row = (size_.width + 2 * border_) * in_pixel_;
+  return Grid<T>{padded, row, in_pixel_}.at(border_, border_);
 }
 
 template <class T>
@@ -173,37 +179,58 @@ void PackedLayer<T>::dense_backward(Grid<const T> in, const T* dz, const Scratch
                                     bool add, double* sums) const {
   const Size out = out_size();
   const Grid<const T> g{dz, out.width * out_lanes(), out_lanes()};
-  const Grid<const T> strided{in.data, in.row * layer_.stride, in.pixel * layer_.stride};
-  const Product one{images_, layer_.in_channels, out_lanes()};
-  const int64_t taps = layer_.taps(), half = layer_.out_channels / 2;
-  const Grid<T> whole{dx, size_.width * in_lanes_, in_lanes_};
-  // A single tap reads every pixel once: its gradient goes straight there.
-  const bool direct = taps == 1 && layer_.stride == 1;
-  const bool spread = dx && !direct;
-  if (spread && !add) std::memset(dx, 0, size_.pixels() * in_lanes_ * sizeof(T));
-  if (spread) std::memset(scratch.padded, 0, padded() * sizeof(T));
-  for (int64_t tap = 0; tap < taps; ++tap) {
-    const int64_t offset = tap_offset(tap);
-    if (sums) {
-      Grid<const T> moved = strided;
-      moved.data += offset;
+  if (sums) {
+    const Product one{images_, joined() * layer_.in_channels, out_lanes_};
+    for (int64_t tap = 0; tap < layer_.taps(); tap += joined()) {
+      const Grid<const T> moved{in.data + tap_offset(tap), in.row * layer_.stride,
+                                in.pixel * layer_.stride};
       DA2S_SIMD_CALL(product_weights<T>, one, moved, g, out, sums + tap * product_sums());
     }
-    if (!dx) continue;
-    Grid<T> to = direct ? whole : inside(scratch.padded);
-    to = {to.data + offset, to.row * layer_.stride, to.pixel * layer_.stride};
+  }
+  if (!dx) return;
+  const Grid<T> to{dx, size_.width * in_lanes_, in_lanes_};
+  layer_.stride == 1 ? gather_input(g, scratch, to, add) : spread_input(g, scratch, to, add);
+}
+
+// At stride 1 the input's gradient is a convolution of the output's inside a border of zeros.
+template <class T>
+void PackedLayer<T>::gather_input(Grid<const T> g, const Scratch& scratch, Grid<T> dx,
+                                  bool add) const {
+  Product back{images_, layer_.out_channels, in_lanes_, layer_.taps()};
+  if (layer_.padding() > 0) {
+    const int64_t row = (size_.width + 2 * border_) * out_lanes_;
+    const Grid<T> bordered = Grid<T>{scratch.padded, row, out_lanes_}.at(border_, border_);
+    for (int64_t y = 0; y < size_.height; ++y)
+      std::memcpy(bordered.at(y, 0).data, g.at(y, 0).data, g.row * sizeof(T));
+    g = bordered;
+  }
+  for (int64_t tap = 0; tap < back.taps; ++tap) back.offsets[tap] = -tap_offset(tap, out_lanes_);
+  DA2S_SIMD_CALL(product<T>, back, g, transposed_, dx, size_, add);
+}
+
+// Tap by tap to where the tap had read.
+template <class T>
+void PackedLayer<T>::spread_input(Grid<const T> g, const Scratch& scratch, Grid<T> dx,
+                                  bool add) const {
+  const Size out = out_size();
+  const int64_t half = layer_.out_channels / 2, row = (size_.width + 2 * border_) * in_lanes_;
+  const int64_t elements = (size_.height + 2 * border_) * row;
+  const Grid<T> whole = Grid<T>{scratch.padded, row, in_lanes_}.at(border_, border_);
+  if (!add) std::memset(dx.data, 0, size_.pixels() * in_lanes_ * sizeof(T));
+  std::memset(scratch.padded, 0, elements * sizeof(T));
+  for (int64_t tap = 0; tap < layer_.taps(); ++tap) {
+    const Grid<T> to{whole.data + tap_offset(tap, in_lanes_), whole.row * layer_.stride,
+                     whole.pixel * layer_.stride};
     // Of a half, its own channels only.
     const int64_t first = layer_.halves ? tap * half : 0;
     const int64_t last = layer_.halves && tap == 0 ? half : layer_.out_channels;
     const Product back{images_, last - first, in_lanes_};
     const Grid<const T> part{g.data + first * images_, g.row, g.pixel};
     DA2S_SIMD_CALL(product<T>, back, part,
-                   transposed_ + (tap * layer_.out_channels + first) * in_lanes_, to, out,
-                   spread || add);
+                   transposed_ + (tap * layer_.out_channels + first) * in_lanes_, to, out, true);
   }
-  if (!spread) return;
-  DA2S_SIMD_CALL(add<T>, inside(scratch.padded), size_, in_lanes_, whole);
-  std::memset(scratch.padded, 0, padded() * sizeof(T));
+  DA2S_SIMD_CALL(add<T>, whole, size_, in_lanes_, dx);
+  std::memset(scratch.padded, 0, elements * sizeof(T));
 }
 
 template <class T>

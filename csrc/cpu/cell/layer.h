@@ -3,9 +3,10 @@
 // A separable layer's depthwise result stays in scratch memory in the second cache and is computed
 // again in backward instead of being kept. Its gradient with respect to the input is a depthwise
 // convolution again, of the gradient inside a border of zeros, with the kernel turned around. A
-// dense layer's is added tap by tap to where the tap had read.
+// dense layer's likewise, but at stride 2, where it is added tap by tap to where the tap had read.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -30,10 +31,13 @@ class PackedLayer {
   Size in_size() const { return size_; }
   Size out_size() const { return layer_.out_size(size_); }
   int64_t in_lanes() const { return in_lanes_; }
-  int64_t out_lanes() const { return layer_.out_channels * images_; }
-  int64_t in_row() const { return (size_.width + 2 * border_) * in_lanes_; }
-  // Elements of an input with its border, of the features, of the sums of weight gradients.
-  int64_t padded() const { return (size_.height + 2 * border_) * in_row(); }
+  int64_t out_lanes() const { return out_lanes_; }
+  // Elements of an input or of the features' gradient with a border, of the features, of the sums
+  // of weight gradients.
+  int64_t padded() const {
+    return (size_.height + 2 * border_) * (size_.width + 2 * border_) *
+           std::max(in_lanes_, out_lanes_);
+  }
   int64_t features() const { return out_size().pixels() * out_lanes(); }
   int64_t sums() const { return spatial_sums() + layer_.taps_of_product() * product_sums(); }
 
@@ -59,10 +63,14 @@ class PackedLayer {
 
  private:
   int64_t spatial_sums() const { return layer_.separable ? layer_.taps() * in_lanes_ : 0; }
-  int64_t product_sums() const { return layer_.in_channels * out_lanes(); }
+  int64_t product_sums() const { return layer_.in_channels * out_lanes_; }
   Depthwise depthwise_shape(Ahead* ahead) const;
   Product product_shape(Ahead* ahead) const;
-  int64_t tap_offset(int64_t tap) const;
+  // How many taps of a dense kernel read numbers that follow each other, like one with as many
+  // times the channels.
+  int64_t joined() const { return layer_.separable || layer_.halves ? 1 : layer_.kernel; }
+  int64_t tap_offset(int64_t tap) const { return tap_offset(tap, in_pixel_); }
+  int64_t tap_offset(int64_t tap, int64_t pixel) const;
   int64_t turned_tap(int64_t tap) const;
   template <class Visit>
   void for_each_product_weight(Visit visit) const;
@@ -71,14 +79,18 @@ class PackedLayer {
                           double* sums) const;
   void dense_backward(Grid<const T> in, const T* dz, const Scratch& scratch, T* dx, bool add,
                       double* sums) const;
+  void gather_input(Grid<const T> g, const Scratch& scratch, Grid<T> dx, bool add) const;
+  void spread_input(Grid<const T> g, const Scratch& scratch, Grid<T> dx, bool add) const;
 
   const Layer& layer_;
   Size size_;
-  int64_t images_, border_, in_lanes_;
-  T* spatial_ = nullptr;     // (taps, in lanes)
-  T* turned_ = nullptr;      // the same, as depthwise_back reads it
-  T* product_ = nullptr;     // (taps, in channels, out lanes)
-  T* transposed_ = nullptr;  // (taps, out channels, in lanes)
+  int64_t images_, border_;
+  int64_t in_lanes_, out_lanes_;  // filled up to whole vectors
+  int64_t in_pixel_;              // distance of an input's pixels
+  T* spatial_ = nullptr;          // (taps, in lanes)
+  T* turned_ = nullptr;           // the same, as depthwise_back reads it
+  T* product_ = nullptr;          // (taps, in channels, out lanes)
+  T* transposed_ = nullptr;       // (taps, out channels, in lanes)
 };
 
 }  // namespace da2s_fast

@@ -167,10 +167,16 @@ template <class T, class Outer>
 void import_group(const Outer* from, const ImageStrides& at, int64_t image, int64_t valid,
                   int64_t images, int64_t channels, Size size, bool with_relu, Grid<T> to) {
   if constexpr (std::is_same_v<T, Outer>) {
-    if (valid == images && at.channel == 1)
+    if (valid == images && at.channel == 1) {
+      // Where pixels of one image follow each other on both sides, a row is like one pixel.
+      if (images == 1 && at.pixel == channels && to.pixel == channels) {
+        channels *= size.width;
+        size.width = 1;
+      }
       return with_images<T>(images, [&](auto constant) {
         import_pixels<decltype(constant)::value>(from, at, image, channels, size, with_relu, to);
       });
+    }
   }
   if (valid < images) zero(to, size, channels * images);
   for_elements(at, valid, channels, size, [&](int64_t n, int64_t c, int64_t y, int64_t x) {

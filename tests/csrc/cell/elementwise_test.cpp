@@ -173,6 +173,18 @@ void check_maps(Case<T>& c) {
           DA2S_SIMD_CALL(normalize<T>, c.g.grid(), kSize, c.lanes, c.scale.data(), c.mean.data(),
                          with_relu, c.out.grid());
         });
+  // Into other memory, and in place.
+  for (Pixels<T>* from : {&c.g, &c.out})
+    c.check(
+        c.out,
+        [&](int64_t y, int64_t x, int64_t lane, Sum& sum) {
+          scaled(*from, y, x, lane, sum);
+          sum.add(c.shift[lane]);
+        },
+        [&] {
+          DA2S_SIMD_CALL(affine<T>, from->grid(), kSize, c.lanes, c.scale.data(), c.mean.data(),
+                         c.shift.data(), c.out.grid());
+        });
   c.check(
       c.out,
       [&](int64_t y, int64_t x, int64_t lane, Sum& sum) {

@@ -120,6 +120,13 @@ void PackedLayer<T>::forward(Grid<const T> in, T* middle, T* z, Ahead* ahead) co
     return;
   }
   const Grid<T> between{middle, out.width * in_lanes_, in_lanes_};
+  // The memory of z, too, comes while the depthwise convolution computes.
+  Ahead own;
+  if (!ahead) ahead = &own;
+  const int64_t bytes = features() * static_cast<int64_t>(sizeof(T));
+  ahead->at[1] = reinterpret_cast<const char*>(z);
+  ahead->end[1] = ahead->at[1] + bytes;
+  ahead->step = std::max(ahead->step, (bytes / out.height + 63) / 64 * 64);
   DA2S_SIMD_CALL(depthwise<T>, depthwise_shape(ahead), in.at(-layer_.padding(), -layer_.padding()),
                  spatial_, between, out, false);
   DA2S_SIMD_CALL(product<T>, product_shape(ahead), between, product_, to, out, false);

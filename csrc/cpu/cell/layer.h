@@ -44,7 +44,8 @@ class PackedLayer {
   // The image inside the border.
   Grid<T> inside(T* padded) const;
 
-  // z from the image inside its border; `middle` holds out pixels * in lanes.
+  // z from the image inside its border; `middle` holds out pixels * in lanes. Of `ahead` the second
+  // place is taken for z.
   void forward(Grid<const T> in, T* middle, T* z, Ahead* ahead = nullptr) const;
 
   struct Scratch {

@@ -43,7 +43,7 @@ sanitize:
 # Python itself is not instrumented: the runtime is loaded before it, and leaks are not told.
 # Tests that start processes of their own would not find this library there.
 ASAN := build/asan
-SANITIZED_TESTS := $(addprefix tests/ops/test_,mixed_sum.py separable_conv.py \
+SANITIZED_TESTS := $(addprefix tests/ops/test_,mixed_sum.py separable_conv.py conv_norm.py \
 	discretization_loss.py cell_operator.py)
 sanitize-python: setup
 	for flags in CFLAGS CXXFLAGS LDFLAGS; do export $$flags="-fsanitize=address -g1"; done; \

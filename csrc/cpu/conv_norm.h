@@ -1,9 +1,10 @@
 // ReLU, a dense convolution and a BatchNorm with the batch's statistics, in one.
 //
-// What lies between convolution and norm is never stored. Forward leaves it where the output will
-// be, if the output lies as the kernels want it, and normalizes it there; else, and in backward, it
-// is computed again, group by group, wherever it is needed: that costs less than fresh memory of
-// its size. Between two passes over the batch lies the sum that the norm needs.
+// What lies between convolution and norm is not kept for backward. Each direction is two passes
+// over the batch, with the sums that the norm needs between them. Forward leaves the convolution's
+// features where the output will be, if that lies as the kernels want it, and normalizes them
+// there; else the second pass computes them again, group by group, as both passes of backward do.
+// Where the convolution is not cheap, the second pass of backward finds them in a workspace.
 #pragma once
 
 #include <cstdint>

@@ -8,6 +8,9 @@
 namespace da2s_fast {
 namespace {
 
+// Multiply-adds for a number up to which it costs less to compute it again than to keep it.
+constexpr int64_t kCheap = 100;
+
 // Memory of one thread.
 template <class T>
 struct Scratch {
@@ -74,13 +77,14 @@ class Pass {
     std::vector<double> sums(wanted.weight ? images_.chunks * layer_.sums() : 0);
     const NormGradient<T> norm{lanes_.scale, lanes_.mean, lanes_.shift, lanes_.slope};
     for_groups([&](int64_t chunk, int64_t group, const Scratch<T>& scratch) {
-      T* z = features(group, scratch, scratch.features);
+      const Grid<const T> x = fill_input(group, scratch);
+      T* z = features_of(group, scratch);
+      if (!kept_) layer_.forward(x, nullptr, z);
       DA2S_SIMD_CALL(norm_gradient<T>, gradient_of(gradient, group, scratch), z, out_.size.pixels(),
                      out_.lanes, norm, z);
       clear_missing(z, group);
       T* place = wanted.x.data ? in_.in_place(wanted.x, images_, group) : nullptr;
       T* dx = wanted.x.data && !place ? scratch.input_gradient : place;
-      const Grid<const T> x = layer_.inside(scratch.input);
       layer_.backward(x, z, {nullptr, scratch.padded}, dx, false,
                       wanted.weight ? &sums[chunk * layer_.sums()] : nullptr);
       if (!dx) return;
@@ -99,6 +103,8 @@ class Pass {
     if (backward_) {
       sums_ = ChannelSums(out_.channels, images_, arena);
       products_ = ChannelSums(out_.channels, images_, arena);
+      if (conv_.layer.in_channels * conv_.layer.taps() > kCheap)
+        kept_ = arena.take<T>(images_.groups * out_.elements());
     } else {
       moments_ = Moments<T>(out_.channels, images_, arena);
     }
@@ -135,12 +141,21 @@ class Pass {
     return scratch;
   }
 
+  // Where backward has features.
+  T* features_of(int64_t group, const Scratch<T>& scratch) const {
+    return kept_ ? kept_ + group * out_.elements() : scratch.features;
+  }
+
   // What the convolution makes of a group; its input stays in scratch.
   T* features(int64_t group, const Scratch<T>& scratch, T* z) const {
+    layer_.forward(fill_input(group, scratch), nullptr, z);
+    return z;
+  }
+
+  Grid<const T> fill_input(int64_t group, const Scratch<T>& scratch) const {
     const Grid<T> x = layer_.inside(scratch.input);
     in_.take_in(conv_.x, images_, group, conv_.relu, x);
-    layer_.forward(x, nullptr, z);
-    return z;
+    return x;
   }
 
   Grid<const T> gradient_of(const ImageTensor<const T>& gradient, int64_t group,
@@ -170,7 +185,7 @@ class Pass {
     sums_.clear(images_.chunks);
     products_.clear(images_.chunks);
     for_groups([&](int64_t chunk, int64_t group, const Scratch<T>& scratch) {
-      const T* z = features(group, scratch, scratch.features);
+      const T* z = features(group, scratch, features_of(group, scratch));
       const Grid<const T> g = gradient_of(gradient, group, scratch);
       double *sums = scratch.lanes, *products = scratch.lanes + out_.lanes;
       std::fill_n(scratch.lanes, 2 * out_.lanes, 0.0);
@@ -214,6 +229,7 @@ class Pass {
   Lanes<T> lanes_{};
   Moments<T> moments_;           // forward
   ChannelSums sums_, products_;  // backward
+  T* kept_ = nullptr;            // features of all groups, in backward if they are not cheap
 };
 
 }  // namespace

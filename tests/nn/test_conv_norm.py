@@ -21,6 +21,7 @@ calls: list[str] = []
 @pytest.fixture(autouse=True)
 def counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Note every call of the operator."""
+
     def noted(*args, **kwargs):
         calls.append("conv_norm")
         return fused(*args, **kwargs)

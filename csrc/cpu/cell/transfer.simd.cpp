@@ -120,6 +120,27 @@ DA2S_INLINE int64_t export_pixel(const float* from, int64_t image, int64_t image
   return c;
 }
 
+// Calls element(image, channel, row, pixel) for all numbers of the valid images, those that are
+// adjacent on the side of the tensor one after the other. Where these are channels, whole(row,
+// pixel) may move the first ones of all images at once; it returns how many it did.
+template <class Whole, class Element>
+DA2S_INLINE void for_each_number(const ImageStrides& at, int64_t valid, int64_t channels, Size size,
+                                 Whole whole, Element element) {
+  if (at.channel == 1) {
+    for (int64_t y = 0; y < size.height; ++y)
+      for (int64_t x = 0; x < size.width; ++x) {
+        const int64_t first = whole(y, x);
+        for (int64_t n = 0; n < valid; ++n)
+          for (int64_t c = first; c < channels; ++c) element(n, c, y, x);
+      }
+    return;
+  }
+  for (int64_t y = 0; y < size.height; ++y)
+    for (int64_t c = 0; c < channels; ++c)
+      for (int64_t n = 0; n < valid; ++n)
+        for (int64_t x = 0; x < size.width; ++x) element(n, c, y, x);
+}
+
 }  // namespace
 
 template <class T, class Outer>
@@ -135,26 +156,16 @@ void import_group(const Outer* from, const ImageStrides& at, int64_t image, int6
         static_cast<T>(load(from[n * image + c * at.channel + y * at.row + x * at.pixel]));
     to.at(y, x).data[c * images + n] = with_relu ? positive(value) : value;
   };
-  if (at.channel == 1) {
-    for (int64_t y = 0; y < size.height; ++y)
-      for (int64_t x = 0; x < size.width; ++x) {
-        int64_t first = 0;
-        if constexpr (std::is_same_v<Outer, float>) {
-          const float* source = from + y * at.row + x * at.pixel;
-          if (valid == images && images > 1)
-            first =
-                (images == 2 ? import_pixel<2> : import_pixel<4>)(source, image, images, channels,
-                                                                  with_relu, to.at(y, x).data);
-        }
-        for (int64_t n = 0; n < valid; ++n)
-          for (int64_t c = first; c < channels; ++c) element(n, c, y, x);
-      }
-    return;
-  }
-  for (int64_t y = 0; y < size.height; ++y)
-    for (int64_t c = 0; c < channels; ++c)
-      for (int64_t n = 0; n < valid; ++n)
-        for (int64_t x = 0; x < size.width; ++x) element(n, c, y, x);
+  const auto whole = [&](int64_t y, int64_t x) -> int64_t {
+    if constexpr (std::is_same_v<Outer, float>) {
+      const float* source = from + y * at.row + x * at.pixel;
+      if (valid == images && images > 1)
+        return (images == 2 ? import_pixel<2> : import_pixel<4>)(source, image, images, channels,
+                                                                 with_relu, to.at(y, x).data);
+    }
+    return 0;
+  };
+  for_each_number(at, valid, channels, size, whole, element);
 }
 
 template <class T, class Outer>
@@ -167,25 +178,16 @@ void export_group(Grid<const T> from, const ImageStrides& at, int64_t image, int
     store(from.at(y, x).data[c * images + n],
           to + n * image + c * at.channel + y * at.row + x * at.pixel);
   };
-  if (at.channel == 1) {
-    for (int64_t y = 0; y < size.height; ++y)
-      for (int64_t x = 0; x < size.width; ++x) {
-        int64_t first = 0;
-        if constexpr (std::is_same_v<Outer, float>) {
-          float* target = to + y * at.row + x * at.pixel;
-          if (valid == images && images > 1)
-            first = (images == 2 ? export_pixel<2> : export_pixel<4>)(from.at(y, x).data, image,
-                                                                      images, channels, target);
-        }
-        for (int64_t n = 0; n < valid; ++n)
-          for (int64_t c = first; c < channels; ++c) element(n, c, y, x);
-      }
-    return;
-  }
-  for (int64_t y = 0; y < size.height; ++y)
-    for (int64_t c = 0; c < channels; ++c)
-      for (int64_t n = 0; n < valid; ++n)
-        for (int64_t x = 0; x < size.width; ++x) element(n, c, y, x);
+  const auto whole = [&](int64_t y, int64_t x) -> int64_t {
+    if constexpr (std::is_same_v<Outer, float>) {
+      float* target = to + y * at.row + x * at.pixel;
+      if (valid == images && images > 1)
+        return (images == 2 ? export_pixel<2> : export_pixel<4>)(from.at(y, x).data, image, images,
+                                                                 channels, target);
+    }
+    return 0;
+  };
+  for_each_number(at, valid, channels, size, whole, element);
 }
 
 #define DA2S_INSTANTIATE(T, Outer)                                                          \

@@ -1,5 +1,7 @@
 # make search     set everything up, search an architecture for scikit-learn's digits
 # make test       set everything up, run all tests
+# make test-oldest  the same without GPU kernels and packaging on the oldest torch that is supported, in
+#                 a copy with an environment of its own (build/oldest, 7 GB)
 # make sanitize   test the C++ kernels under sanitizers; needs nothing but a compiler
 # make sanitize-python  test the operators of the compiled library, torch and all, under
 #                 AddressSanitizer; takes minutes
@@ -9,12 +11,13 @@
 #                 takes a quarter of an hour. gpu-report-check only says what got worse
 # Setting up happens once, and again only after pyproject.toml, setup.py or csrc have changed.
 PYTHON ?= python3
+TORCH ?= torch>=2.10 torchvision
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/da2s_fast.stamp
 CSRC := $(shell find csrc tests/csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: setup search test sanitize sanitize-python lint lint-ruff lint-format lint-mypy lint-csrc \
+.PHONY: setup search test test-oldest sanitize sanitize-python lint lint-ruff lint-format lint-mypy lint-csrc \
 	format benchmark gpu-report gpu-report-check clean
 
 setup: $(STAMP)
@@ -25,7 +28,7 @@ $(BIN)/python:
 
 # torch first: the package is compiled against the installed torch, so its build is not isolated.
 $(STAMP): pyproject.toml setup.py csrc/cpu/isa_flags.txt $(filter csrc/%,$(CSRC)) | $(BIN)/python
-	$(BIN)/python -m pip install --quiet "torch>=2.10" torchvision
+	$(BIN)/python -m pip install --quiet $(foreach package,$(TORCH),"$(package)")
 	$(BIN)/python -m pip install --quiet "setuptools>=77" ninja
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[dev]"
 	@touch $@
@@ -36,6 +39,18 @@ search: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+# A copy, because the library that is compiled against that torch lies beside the sources.
+OLDEST := build/oldest
+OLDEST_TORCH := torch==2.10.0 torchvision==0.25.0
+OLDEST_TESTS := $(addprefix tests/,ops nn search train data report spaces test_cli.py)
+test-oldest:
+	mkdir -p $(OLDEST)
+	find $(OLDEST) -mindepth 1 -maxdepth 1 ! -name $(VENV) -exec rm -rf {} +
+	git ls-files -z --cached --others --exclude-standard | tar -c --null -T - | tar -x -C $(OLDEST)
+	rm -f $(OLDEST)/$(STAMP)
+	$(MAKE) -C $(OLDEST) setup TORCH="$(OLDEST_TORCH)"
+	cd $(OLDEST) && $(BIN)/python -m pytest $(OLDEST_TESTS)
 
 sanitize:
 	$(MAKE) -C tests/csrc -j$(shell nproc 2>/dev/null || echo 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from da2s_fast.search.run_folder import Metrics, RunFolder
 from da2s_fast.search.session import SearchSession
 from da2s_fast.search.settings import SearchSettings
 from da2s_fast.terminal import progress_bar
+from da2s_fast.train import derived_size
 
 logger = logging.getLogger("da2s_fast")
 
@@ -92,11 +94,13 @@ def _load(settings: SearchSettings) -> ImageData:
 def _run(
     session: SearchSession, folder: RunFolder | None, history: list[Metrics], progress: bool
 ) -> SearchResult:
-    if folder is None:
-        return _with_progress(session, None, history, progress)
-    with folder.logging():
+    with folder.logging() if folder else nullcontext():
         result = _with_progress(session, folder, history, progress)
-        write_report(folder.path)
+        # The search itself knows nothing of training.
+        result.summary["derived"] = derived_size(result.genotype, session.data)
+        if folder:
+            folder.write_result(str(result.genotype), result.summary)
+            write_report(folder.path)
     return result
 
 

@@ -23,6 +23,7 @@ from sklearn.datasets import load_digits
 
 import da2s_fast
 from da2s_fast.cli import COMMANDS, main
+from da2s_fast.report.formatting import quantity
 from da2s_fast.spaces import Genotype
 from tests.processes import ENVIRONMENT, TINY, assert_one_line_error, da2s, start
 
@@ -178,6 +179,23 @@ def test_report_and_compare(
     summary = json.loads((RUN / "summary.json").read_text())
     assert f"{100 * summary['search']['super']:.1f}" in out
     assert RUN.name in Path("compare.html").read_text()
+
+
+def test_compare_shows_what_the_architecture_reached_and_costs(
+    folder: Path,
+    trained: subprocess.CompletedProcess,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    monkeypatch.chdir(folder)
+    accuracy = json.loads((TRAINED / "summary.json").read_text())["test_accuracy"]
+    derived = json.loads((RUN / "summary.json").read_text())["derived"]
+    shown = run_here(capsys, "compare", RUN, TRAINED, "--html", "retrained.html")
+    assert f" {100 * accuracy:.1f} " in shown
+    assert f" {quantity(derived['multiply_adds'])}" in shown
+    page = Path("retrained.html").read_text()
+    assert f">{quantity(derived['parameters'])}<" in page
+    assert f">{quantity(derived['parameters'])}<" in (RUN / "report.html").read_text()
 
 
 def test_retrain_learns_the_found_network_and_says_how_to_use_it(

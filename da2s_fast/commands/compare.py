@@ -1,5 +1,8 @@
 """Set several searches side by side; runs that differ only in the seed give a mean and a spread.
 
+Where an architecture was trained from scratch (da2s retrain) in a folder beside that of its search
+or among the given ones, its test accuracy stands there, too; of several, the longest trainings'.
+
 Examples:
   da2s compare runs/digits-darts-seed0-1 runs/digits-da2s-seed0-1
   da2s compare runs/* --html comparison.html

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,6 +23,7 @@ from da2s_fast.report import formatting
 from da2s_fast.report.curves import Chart
 from da2s_fast.report.page import flatten, render, write_page
 from da2s_fast.report.plots import Line, plot_lines
+from da2s_fast.report.retrained import is_retraining, retrained_accuracy
 from da2s_fast.report.run import RunRecord, load_run
 from da2s_fast.report.style import SLOTS
 
@@ -50,14 +52,26 @@ METRICS = (
     Metric("cut", "after", _accuracy("search", "cut"), formatting.points),
     Metric("gap", "gap", _accuracy("search", "gap"), formatting.points),
     Metric("gap_bn", "gap, BN", _accuracy("search", "gap_bn"), formatting.points, brief=False),
-    Metric("test_super", "test before", _accuracy("test", "super"), formatting.points),
+    Metric("test_super", "test before", _accuracy("test", "super"), formatting.points, brief=False),
     Metric("test_cut", "test after", _accuracy("test", "cut"), formatting.points),
     Metric("test_gap", "test gap", _accuracy("test", "gap"), formatting.points, brief=False),
-    Metric("mean_max_p", "max p", lambda run: run.last("mean_max_p"), formatting.weight),
+    Metric("retrained", "test trained", lambda run: run.retrained, formatting.points),
+    Metric(
+        "mean_max_p", "max p", lambda run: run.last("mean_max_p"), formatting.weight, brief=False
+    ),
     Metric("kept_p", "kept p", lambda run: run.last("kept_p"), formatting.weight),
     Metric("kept_beta", "kept β", lambda run: run.last("kept_beta"), formatting.weight),
     Metric("seconds", "time", lambda run: run.seconds, formatting.clock),
-    Metric("parameters", "params", lambda run: run.total("parameters"), formatting.quantity),
+    Metric(
+        "parameters",
+        "params",
+        lambda run: run.derived("parameters"),
+        formatting.quantity,
+        brief=False,
+    ),
+    Metric(
+        "multiply_adds", "mult adds", lambda run: run.derived("multiply_adds"), formatting.quantity
+    ),
 )
 
 
@@ -125,7 +139,7 @@ class Comparison:
         """A rich table: the runs of each group, then their mean and standard deviation."""
         metrics = [metric for metric in self._metrics() if metric.brief]
         table = Table(
-            title="Accuracy in % before and after cutting, without retraining; gap in points",
+            title="Accuracy in % before and after cutting, and retrained; gap in points",
             caption=Text("\n".join(f"{i}: {g.label}" for i, g in enumerate(self.groups, 1))),
             title_justify="left",
             caption_justify="left",
@@ -199,17 +213,21 @@ def compare_runs(run_dirs: Sequence[str | Path]) -> Comparison:
     """Set runs side by side; a run that is named twice counts once.
 
     Runs with the same settings but for the seed form a group. Groups are called by their method
-    and by the settings in which groups of the same method differ.
+    and by the settings in which groups of the same method differ. Trainings from scratch among the
+    folders are no runs of their own: their accuracy stands with the search of their genotype.
 
     Raises:
-        UserError: no run is given, or a run folder cannot be read.
+        UserError: no run of a search is given, or a run folder cannot be read.
     """
     paths = {Path(path).resolve(): Path(path) for path in run_dirs}
-    if not paths:
-        raise UserError("There is nothing to compare: give one run folder or more.")
+    trainings = [path for path in paths.values() if is_retraining(path)]
+    searches = [path for path in paths.values() if path not in trainings]
+    if not searches:
+        raise UserError("There is nothing to compare: give one run folder of a search or more.")
     grouped: dict[tuple[tuple[str, str], ...], list[Row]] = {}
-    for path in paths.values():
+    for path in searches:
         record = load_run(path)
+        record = dataclasses.replace(record, retrained=retrained_accuracy(record, trainings))
         row = Row(record, {metric.key: metric.take(record) for metric in METRICS})
         grouped.setdefault(_identity(record), []).append(row)
     labels = _labels([rows[0].record for rows in grouped.values()])

@@ -83,6 +83,8 @@ class RunRecord:
     summary: Mapping[str, Any] | None
     notes: tuple[str, ...] = field(default=())
     """Remarks of the reader, for example that the last line of metrics.jsonl was torn."""
+    retrained: float | None = None
+    """Test accuracy (0 to 1) after training from scratch, see `retrained_accuracy`."""
 
     @property
     def name(self) -> str:
@@ -135,6 +137,17 @@ class RunRecord:
     def total(self, name: str) -> float | None:
         """A number of the summary, or None."""
         return _number((self.summary or {}).get(name), f"{self.path / 'summary.json'}, {name}")
+
+    def derived(self, name: str) -> float | None:
+        """A number about the network that is derived from the architecture, or None.
+
+        "parameters" and "multiply_adds", at the size of "channels" and "cells".
+        """
+        values = (self.summary or {}).get("derived") or {}
+        where = f"{self.path / 'summary.json'}, derived"
+        if not isinstance(values, Mapping):
+            raise UserError(f"{where}: expected an object of numbers, got {values!r:.60}.")
+        return _number(values.get(name), f"{where}.{name}")
 
     def last(self, name: str) -> float | None:
         """The summary's value of a measurement, else the last one recorded."""

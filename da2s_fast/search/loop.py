@@ -36,7 +36,8 @@ class SearchResult:
     Attributes:
         genotype: the architecture.
         history: one dict of metrics per epoch, as in metrics.jsonl.
-        summary: accuracies before and after the cut, discreteness, warnings, as in summary.json.
+        summary: accuracies before and after the cut, discreteness, warnings, as in summary.json;
+            from `da2s_fast.search` also the size of the derived network.
         model: the trained super-network.
         settings: the settings, resolved.
         run_dir: the run folder, if one was written.

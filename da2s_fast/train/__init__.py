@@ -8,6 +8,7 @@ from da2s_fast.train.predict import Prediction, predict
 from da2s_fast.train.retrain import RetrainResult, resume_retraining, retrain
 from da2s_fast.train.run_settings import read_genotype
 from da2s_fast.train.settings import RetrainSettings, recipe
+from da2s_fast.train.size import derived_size
 
 __all__ = [
     "Evaluation",
@@ -17,6 +18,7 @@ __all__ = [
     "RetrainSettings",
     "count_multiply_adds",
     "count_parameters",
+    "derived_size",
     "evaluate",
     "export_onnx",
     "export_torch",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,12 +13,9 @@ from torch.nn import functional as F
 
 from da2s_fast.data import Augmentation, EndlessLoader, ImageData
 from da2s_fast.nn.derived_network import TrainingOutput
-from da2s_fast.nn.super_network import IMAGENET_SIZE
 from da2s_fast.spaces import Genotype
-from da2s_fast.train.model_file import ModelInfo
-from da2s_fast.train.settings import RetrainSettings
-
-_T = TypeVar("_T")
+from da2s_fast.train.settings import RetrainSettings, given
+from da2s_fast.train.size import build_model, model_info
 
 
 class RetrainSession:
@@ -32,23 +29,10 @@ class RetrainSession:
 
     def __init__(self, genotype: Genotype, settings: RetrainSettings, data: ImageData) -> None:
         self.settings, self.data = settings, data
-        self.epochs = _given(settings.epochs)
-        self.device = torch.device(_given(settings.device))
-        self.info = ModelInfo(
-            genotype=str(genotype),
-            channels=_given(settings.channels),
-            cells=_given(settings.cells),
-            auxiliary=bool(settings.auxiliary_weight),
-            stem="imagenet" if data.image_size >= IMAGENET_SIZE else "cifar",
-            in_channels=data.channels,
-            image_size=data.image_size,
-            classes=data.classes,
-            mean=data.mean,
-            std=data.std,
-        )
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(settings.seed)
-            self.model = self.info.build().to(self.device)
+        self.epochs = given(settings.epochs)
+        self.device = torch.device(given(settings.device))
+        self.info = model_info(genotype, settings, data)
+        self.model = build_model(self.info, settings.seed).to(self.device)
         self.optimizer = torch.optim.SGD(
             self.model.parameters(),
             settings.learning_rate,
@@ -58,10 +42,10 @@ class RetrainSession:
         self.loader = EndlessLoader(
             data.train_images,
             data.train_labels,
-            _given(settings.batch_size),
+            given(settings.batch_size),
             mean=data.mean,
             std=data.std,
-            augmentation=Augmentation.for_size(data.image_size, data.kind, _given(settings.cutout)),
+            augmentation=Augmentation.for_size(data.image_size, data.kind, given(settings.cutout)),
             seed=settings.seed,
             device=self.device,
         )
@@ -134,9 +118,3 @@ class RetrainSession:
         for name in ("model", "optimizer", "loader"):
             getattr(self, name).load_state_dict(state[name])
         self._random = dict(state["random"])
-
-
-def _given(value: _T | None) -> _T:
-    """A setting that is never None once settings are resolved."""
-    assert value is not None
-    return value

@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
 from da2s_fast.data import ImageData
 from da2s_fast.errors import UserError
 from da2s_fast.spaces import Genotype
+
+_T = TypeVar("_T")
 
 
 class Recipe(NamedTuple):
@@ -140,3 +142,9 @@ class RetrainSettings:
 def _batch_size(images: int) -> int:
     """96, or less where that would leave fewer than ten steps per epoch, but at least 2."""
     return max(2, min(LARGEST_BATCH, images // 10))
+
+
+def given(value: _T | None) -> _T:
+    """A setting that is never None once settings are resolved."""
+    assert value is not None
+    return value

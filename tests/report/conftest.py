@@ -147,13 +147,42 @@ def build_run(
             "seconds": 2.5 * epochs,
             "genotype": genotype,
             "parameters": 34_218,
-            "multiply_adds": 1_260_000,
+            "derived": {
+                "channels": 16,
+                "cells": 8,
+                "parameters": 276_000,
+                "multiply_adds": 41_500_000,
+            },
             "search": _measured(accuracy, gap),
             "test": _measured(accuracy - 0.02, gap + 0.005),
             "mean_max_p": last.get("mean_max_p"),
             "kept_p": last.get("kept_p"),
             "kept_beta": last.get("kept_beta"),
             "warnings": [],
+        } | (summary or {})
+        (folder / "summary.json").write_text(json.dumps(values))
+    return folder
+
+
+def build_training(
+    folder: Path,
+    accuracy: float,
+    *,
+    genotype: str = GENOTYPES["da2s"],
+    epochs: int = 100,
+    finished: bool = True,
+    summary: dict[str, Any] | None = None,
+) -> Path:
+    """Write what `compare_runs` reads of a training from scratch that ends with the accuracy."""
+    folder.mkdir(parents=True)
+    settings = {"data": "digits", "drop_path": 0.2, "epochs": epochs}
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+    if finished:
+        values = {
+            "data": "digits",
+            "genotype": genotype,
+            "epochs": epochs,
+            "test_accuracy": accuracy,
         } | (summary or {})
         (folder / "summary.json").write_text(json.dumps(values))
     return folder

@@ -9,6 +9,7 @@ from da2s_fast.errors import UserError
 from da2s_fast.report import compare_runs, write_report
 from da2s_fast.report.compare import Spread
 from da2s_fast.report.formatting import MISSING
+from tests.report.conftest import build_training
 
 
 def printed(comparison, width=120):
@@ -65,6 +66,17 @@ def test_terminal_table_fits_80_columns(three_seeds):
     text = printed(compare_runs(three_seeds), width=80)
     assert max(map(len, text.splitlines())) <= 80
     assert "…" not in text
+
+
+def test_all_columns_fit_80_columns_too(three_seeds, tmp_path):
+    build_training(tmp_path / "trained", 0.987)
+    text = printed(compare_runs(three_seeds), width=80)
+    assert max(map(len, text.splitlines())) <= 80
+    assert "…" not in text
+    (line,) = [line.split() for line in text.splitlines() if "seed1" in line]
+    # Of the derived network: test accuracy and, at the end, multiply-adds.
+    assert line[7] == "98.7"
+    assert line[-2:] == ["41.5", "M"]
 
 
 def test_a_single_run_has_no_spread(make_run):

@@ -270,3 +270,21 @@ def test_a_page_that_cannot_be_written_is_an_error_and_leaves_no_rest(make_run):
 def test_the_same_run_gives_the_same_page(make_run):
     path = make_run()
     assert report(path)[0] == report(Path(path))[0]
+
+
+def test_the_page_shows_the_size_of_the_derived_network(make_run):
+    html = write_report(make_run()).read_text(encoding="utf-8")
+    (facts,) = re.findall(r'<dl class="facts" id="derived">.*?</dl>', html, re.DOTALL)
+    assert re.findall(r"<d[td]>(.*?)</d[td]>", facts) == [
+        *("derived network", "16 channels, 8 cells"),
+        *("parameters", "276 k"),
+        *("multiply-adds", "41.5 M"),
+    ]
+    # Searches of an earlier version did not record it.
+    old = write_report(make_run("old", summary={"derived": None})).read_text(encoding="utf-8")
+    assert 'id="derived"' not in old
+
+
+def test_a_damaged_size_is_named(make_run):
+    with pytest.raises(UserError, match=r"summary.json, derived: expected an object"):
+        write_report(make_run(summary={"derived": 3}))

@@ -10,7 +10,7 @@ from torch import Tensor
 from da2s_fast.kernels import separable_conv as kernels
 from da2s_fast.kernels import separable_conv_backward as backward_kernels
 from da2s_fast.kernels.launch import launch
-from da2s_fast.ops._triton import tuned
+from da2s_fast.ops._triton import precision_of, rounds_to_tf32, tuned
 from da2s_fast.ops.separable_conv import layout_of
 
 
@@ -83,7 +83,7 @@ class _Call:
             "channel": channel.contiguous(),
             "outs": self.outs,
             "DOT": not double,
-            "PRECISION": "ieee",
+            "PRECISION": precision_of(x.dtype, rounds_to_tf32()),
             "OUTS": self.out_block,
         }
 

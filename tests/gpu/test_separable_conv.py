@@ -36,6 +36,7 @@ def make_several_tiles(monkeypatch: pytest.MonkeyPatch, seed: int = 0) -> Case:
 
 
 # Where one architecture's code is as good as another's.
+TENSOR_CORES = ["sm_80", pytest.param("gpu", marks=pytest.mark.gpu)]  # that can be executed
 ONE_PLACE = pytest.mark.parametrize(
     "device", ["sm_90", pytest.param("gpu", marks=pytest.mark.gpu)], indirect=True
 )
@@ -47,7 +48,7 @@ def test_as_accurate_as_eager(device, layout):
     check(device, case._replace(x=case.x.contiguous(memory_format=layout)))
 
 
-@ONE_PLACE
+@pytest.mark.parametrize("device", TENSOR_CORES, indirect=True)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_other_types(device, dtype):
     found = check(device, make_case((2, 6, 7, 8), 5, 3, dilation=2).to(dtype))

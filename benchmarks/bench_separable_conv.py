@@ -16,7 +16,7 @@ KERNELS = [(3, 1), (5, 1), (3, 2), (5, 2)]  # size and dilation of the four cand
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
-@pytest.mark.parametrize(("device", "row"), [row for row in rows(COPY) if row[1] != "triton"])
+@pytest.mark.parametrize(("device", "row"), rows(COPY))
 @pytest.mark.parametrize("passes", ["forward", "forward+backward"])
 @pytest.mark.parametrize(
     ("shape", "kernel", "layout"), list(itertools.product(SHAPES, KERNELS, LAYOUTS)), ids=str

@@ -81,6 +81,27 @@ def tuned(table: Mapping[int, T], device: torch.device) -> T:
     return table[max(known for known in table if known <= architecture(device))]
 
 
+def rounds_to_tf32() -> bool:
+    """Whether PyTorch may round the factors of float32 matrix products to TF32 on GPUs.
+
+    That is what `torch.set_float32_matmul_precision("high")`,
+    `torch.backends.cuda.matmul.allow_tf32 = True` and `...fp32_precision = "tf32"` say.
+    """
+    return torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+
+def precision_of(dtype: torch.dtype, tf32: bool) -> str:
+    """Choose the precision of products in tensor shapes, a kernel's parameter.
+
+    Numbers of 16 bits go through tensor cores as TF32, which has at least their digits.
+
+    Args:
+        dtype: of the inputs.
+        tf32: whether float32 may be rounded.
+    """
+    return "tf32" if dtype.itemsize == 2 or tf32 else "ieee"
+
+
 # Whether a GPU can be used does not change while a compiled function lives.
 @constant_in_graphs
 def _device_reason(device: torch.device) -> str | None:

@@ -22,6 +22,7 @@ from da2s_fast.ops._backend import (
     has_kernel,
     refuse_double_backward,
 )
+from da2s_fast.ops._triton import register_triton, triton_reason
 
 _FORWARD = define_operator(
     "separable_conv(Tensor x, Tensor spatial, Tensor channel, int stride, int padding, "
@@ -33,10 +34,13 @@ _BACKWARD = define_operator(
     "int padding, int dilation, bool[] mask) -> (Tensor x, Tensor spatial, Tensor channel)"
 )
 _HAS_CPU_KERNEL = has_kernel(_FORWARD, "cpu")
-# (size, dilation) of the kernels that the cell's engine has inner loops for, at strides 1 and 2.
-_KERNELS = ((3, 1), (5, 1), (7, 1), (3, 2), (5, 2))
-_STRIDES = (1, 2)
-_TRITON_REASON = "it has no Triton kernel; on GPUs `cell` fuses separable convolutions"
+for _operator in ("separable_conv", "separable_conv_backward"):
+    register_triton(_operator, "da2s_fast.ops.separable_conv_triton")
+_KERNELS = (3, 5, 7)
+# (size, dilation) of kernels that the cell's CPU engine has inner loops for, at strides 1 and 2.
+_CPU_KERNELS = ((3, 1), (5, 1), (7, 1), (3, 2), (5, 2))
+_CPU_STRIDES = (1, 2)
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def separable_conv(
@@ -59,20 +63,25 @@ def separable_conv(
         stride: of the depthwise convolution.
         dilation: of the depthwise convolution.
         backend: "cpu" (compiled; float32 and float64, k of 3, 5 or 7, of 3 or 5 with dilation 2,
-            stride 1 or 2), "reference" (plain PyTorch, on GPUs too) or None for the best that can
-            run. "triton" says why it cannot.
+            stride 1 or 2), "triton" (CUDA tensors; bfloat16 and float16 too, computed in float32,
+            k of 3, 5 or 7), "reference" (plain PyTorch) or None for the best that can run.
 
     Returns:
-        (N, C_out, ceil(H / stride), ceil(W / stride)), channels_last where x is.
+        (N, C_out, ceil(H / stride), ceil(W / stride)), channels_last where x is. Under autocast it
+        has autocast's type; the Triton kernels then take x in that type and weights as they are.
 
     Raises:
         UserError: shapes that do not fit, a backend that is unknown or cannot run.
     """
     _check(x, spatial, channel)
-    cpu_reason = _cpu_reason(x, spatial, channel, stride, dilation)
-    reasons = {"cpu": cpu_reason, "triton": _TRITON_REASON}
+    reasons = {
+        "cpu": _cpu_reason(x, spatial, channel, stride, dilation),
+        "triton": _triton_reason(x, spatial, channel),
+    }
     if choose_backend("separable_conv", backend, reasons) == REFERENCE:
         return separable_conv_reference(x, spatial, channel, stride=stride, dilation=dilation)
+    if _lowers(x):
+        x = x.to(torch.get_autocast_dtype(x.device.type))
     padding = _padding(spatial, dilation)
     return torch.ops.da2s_fast.separable_conv(x, spatial, channel, stride, padding, dilation)
 
@@ -118,14 +127,37 @@ def _cpu_reason(
             return f"a tensor is on {tensor.device}"
         if tensor.dtype not in (torch.float32, torch.float64) or tensor.dtype != x.dtype:
             return f"tensors are {x.dtype} and {tensor.dtype}"
-    if (spatial.shape[-1], dilation) not in _KERNELS or stride not in _STRIDES:
+    if (spatial.shape[-1], dilation) not in _CPU_KERNELS or stride not in _CPU_STRIDES:
         return f"the kernel has {spatial.shape[-1]} rows, dilation {dilation} and stride {stride}"
+    return _empty_reason(x, channel)
+
+
+def _triton_reason(x: Tensor, spatial: Tensor, channel: Tensor) -> str | None:
+    """Say why the Triton kernels cannot run; None where they can."""
+    for tensor in (x, spatial, channel):
+        if tensor.dtype not in _DTYPES:
+            return f"a tensor is {tensor.dtype}"
+        if tensor.dtype != x.dtype and not (_lowers(x) and _lowers(tensor)):
+            return f"tensors are {x.dtype} and {tensor.dtype}"
+    reason = triton_reason(x, spatial, channel)
+    if reason is None and spatial.shape[-1] not in _KERNELS:
+        reason = f"the kernel has {spatial.shape[-1]} rows"
+    return reason or _empty_reason(x, channel)
+
+
+def _empty_reason(x: Tensor, channel: Tensor) -> str | None:
     if x.numel() == 0 or channel.numel() == 0:
         return "a tensor is empty"
     return None
 
 
-def _layout(x: Tensor) -> torch.memory_format:
+def _lowers(tensor: Tensor) -> bool:
+    """Whether autocast computes convolutions of a tensor in its own type."""
+    return torch.is_autocast_enabled(tensor.device.type) and tensor.dtype != torch.float64
+
+
+def layout_of(x: Tensor) -> torch.memory_format:
+    """Layout of the output and of the gradient of x."""
     last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     return torch.channels_last if last else torch.contiguous_format
 
@@ -136,7 +168,7 @@ def _fake_forward(  # noqa: PLR0917 - the schema's arguments
 ) -> Tensor:
     size = [(length - 1) // stride + 1 for length in x.shape[2:]]
     out = x.new_empty((x.shape[0], channel.shape[0], *size))
-    return out.to(memory_format=_layout(x))
+    return out.to(memory_format=layout_of(x))
 
 
 @torch.library.register_fake(_BACKWARD, lib=LIBRARY)
@@ -150,7 +182,7 @@ def _fake_backward(  # noqa: PLR0917 - the schema's arguments
     dilation: int,
     mask: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    layouts = (_layout(x), torch.contiguous_format, torch.contiguous_format)
+    layouts = (layout_of(x), torch.contiguous_format, torch.contiguous_format)
     found = [
         torch.empty_like(tensor, memory_format=layout) if wanted else x.new_empty((0,))
         for tensor, layout, wanted in zip((x, spatial, channel), layouts, mask, strict=True)

@@ -51,9 +51,28 @@ def times(left, right):
 
 
 @triton.jit
+def nearest_tf32(values):
+    """Return float32 rounded to the digits of TF32; NaN and infinities stay.
+
+    Tensor cores do not look at the other 13 bits: every factor would lose the same way, and sums
+    would be off by more than those of float16, which has as many digits.
+    """
+    bits = values.to(tl.int32, bitcast=True)
+    rounded = ((bits + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+    # The bits of a NaN may carry into its sign.
+    return tl.where(values == values, rounded, values)  # noqa: PLR0124
+
+
+@triton.jit
 def product(left, right, DOT: tl.constexpr, PRECISION: tl.constexpr):
-    """Return the matrix product of (m, k) and (k, n), without tensor shapes where DOT is not."""
+    """Return the matrix product of (m, k) and (k, n), without tensor shapes where DOT is not.
+
+    With PRECISION "tf32" tensor cores take it, from numbers rounded to TF32; "ieee" is float32.
+    """
     if DOT:
+        if PRECISION == "tf32":
+            left = nearest_tf32(left)
+            right = nearest_tf32(right)
         return tl.dot(left, right, input_precision=PRECISION, out_dtype=left.dtype)
     else:
         left, right = tl.broadcast(left[:, :, None], right[None, :, :])

@@ -30,6 +30,8 @@ def add_chunks(partial, to, numbers, block, CHUNKS: tl.constexpr, BLOCK: tl.cons
     for chunk in range(0, CHUNKS):
         place = partial + tl.full((), chunk, tl.int64) * numbers + at
         total += tl.load(place, mask=there, other=0.0).to(tl.float64)
+    if to.dtype.element_ty != tl.float64:
+        total = total.to(tl.float32)  # from where every shorter type can be reached
     tl.store(to + at, total.to(to.dtype.element_ty), mask=there)
 
 

@@ -12,7 +12,13 @@ from da2s_fast.errors import UserError
 from da2s_fast.kernels.launch import launched_by
 from da2s_fast.ops import _triton, discretization_loss, mixed_sum, separable_conv
 
-OPERATORS = ["discretization_loss", "mixed_sum", "mixed_sum_backward"]
+OPERATORS = [
+    "discretization_loss",
+    "mixed_sum",
+    "mixed_sum_backward",
+    "separable_conv",
+    "separable_conv_backward",
+]
 ALLOCATIONS = {
     "aten.empty",
     "aten.empty_like",
@@ -57,6 +63,11 @@ def arguments_of(operator, layout=torch.contiguous_format):
 
     if operator == "discretization_loss":
         return [new(14, 7)] * 2, [new(14)] * 2, [2, 3, 4, 5], [2] * 8
+    if operator.startswith("separable_conv"):
+        x = new(2, 8, 5, 4).contiguous(memory_format=layout)
+        arguments = x, new(8, 1, 3, 3), new(6, 8, 1, 1), 2, 1, 1
+        backward = operator == "separable_conv_backward"
+        return (new(2, 6, 3, 2), *arguments, [True, False, True]) if backward else arguments
     inputs = [new(2, 8, 5, 4).contiguous(memory_format=layout) for _ in MODES]
     if operator == "mixed_sum":
         return inputs, new(4), [new(8)], [new(8)], MODES, EPS
@@ -82,6 +93,8 @@ def test_cuda_tensors_get_the_driver(operator):
         ("discretization_loss", ["discretization_loss"]),
         ("mixed_sum", ["moments", "statistics", "forward"]),
         ("mixed_sum_backward", ["dots", "coefficients", "gradients"]),
+        ("separable_conv", ["forward"]),
+        ("separable_conv_backward", ["pull", "spread", "collect"]),
     ],
 )
 def test_drivers_only_allocate_and_launch(fake, operator, kernels, layout):
@@ -130,6 +143,33 @@ def test_launches_that_nobody_needs_are_left_out(fake, modes, mask, kernels):
     assert [[launch.kernel.__name__ for launch in ls] for ls in (forward, backward)] == kernels
 
 
+@pytest.mark.parametrize(
+    ("mask", "kernels"),
+    [
+        ([True, False, False], ["pull", "spread"]),
+        ([False, True, False], ["pull", "collect"]),
+        ([False, False, True], ["pull", "collect"]),
+        ([False] * 3, []),
+    ],
+)
+def test_gradients_of_a_separable_convolution_that_nobody_needs_are_left_out(fake, mask, kernels):
+    started = []
+    with launched_by(started.append):
+        found = _triton.DRIVERS["separable_conv_backward"](
+            *arguments_of("separable_conv_backward")[:-1], mask
+        )
+    assert [launch.kernel.__name__ for launch in started] == kernels
+    assert [gradient.numel() > 0 for gradient in found] == mask
+
+
+def test_separable_convolutions_of_cuda_tensors_choose_triton(fake):
+    x = torch.empty(2, 8, 5, 4, device="cuda", requires_grad=True)
+    weights = torch.empty(8, 1, 3, 3, device="cuda"), torch.empty(6, 8, 1, 1, device="cuda")
+    for backend in (None, "triton"):
+        output = separable_conv(x, *weights, backend=backend)
+        assert "da2s_fast_separable_conv" in output.grad_fn.name()
+
+
 def test_cuda_tensors_choose_triton(fake):
     weights = torch.empty(2, device="cuda", requires_grad=True)
     y = torch.empty(2, 8, 5, 4, device="cuda")
@@ -145,8 +185,13 @@ def test_what_triton_leaves_to_the_reference():
         mixed_sum([y], ones, backend="triton")
     with pytest.raises(UserError, match="takes up to 64 inputs, not 65"):
         mixed_sum([y] * 65, torch.ones(65), backend="triton")
-    with pytest.raises(UserError, match="it has no Triton kernel"):
-        separable_conv(y, torch.ones(3, 1, 3, 3), torch.ones(2, 3, 1, 1), backend="triton")
+    channel = torch.ones(2, 3, 1, 1)
+    for spatial, reason in (
+        (torch.ones(3, 1, 3, 3), "a tensor is on cpu"),
+        (torch.ones(3, 1, 3, 3, dtype=torch.float16), "float32 and torch.float16"),
+    ):
+        with pytest.raises(UserError, match=f"'triton' of separable_conv cannot run: .*{reason}"):
+            separable_conv(y, spatial, channel, backend="triton")
     with pytest.raises(UserError, match="'triton' of discretization_loss cannot run"):
         discretization_loss(
             [torch.ones(2, 3)],

@@ -52,7 +52,7 @@ def evaluate(function: Callable[..., Tensor], case: Case) -> dict[str, Tensor]:
     leaves = [tensor.detach().requires_grad_() for tensor in case[:3]]
     output = function(*leaves, stride=case.stride, dilation=case.dilation)
     torch.manual_seed(1)
-    incoming = torch.randn(output.shape).to(output.dtype)
+    incoming = torch.randn(output.shape).to(output)
     gradients = torch.autograd.grad(output, leaves, incoming)
     return dict(zip(NAMES, [output.detach(), *gradients], strict=True))
 

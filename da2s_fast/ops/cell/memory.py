@@ -12,6 +12,7 @@ import torch
 
 from da2s_fast.errors import UserError
 from da2s_fast.ops._backend import constant_in_graphs
+from da2s_fast.ops._triton import rounds_to_tf32
 from da2s_fast.ops.cell.triton.layout import saved_size as saved_size_on_gpus
 
 MemoryChoice = Literal["auto", "save", "recompute"]
@@ -121,7 +122,7 @@ def saved_size(  # noqa: PLR0917 - the operator's arguments
 ) -> int:
     """How many numbers the kernels for a device keep for the backward pass; see `saves`."""
     if device.type == "cuda":
-        return saved_size_on_gpus(code, batch, sizes, save)
+        return saved_size_on_gpus(code, batch, sizes, save, rounds_to_tf32())
     return int(torch.ops.da2s_fast.cell_saved_size(list(code), batch, list(sizes), save, element))
 
 

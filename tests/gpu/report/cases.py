@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from da2s_fast.kernels.launch import Launch, launched_by
-from da2s_fast.ops import discretization_loss_triton, mixed_sum_triton
+from da2s_fast.ops import discretization_loss_triton, mixed_sum_triton, separable_conv_triton
 from da2s_fast.ops.cell.cost import Size, stages
 from da2s_fast.ops.cell.plan import CellPlan
 from da2s_fast.ops.cell.reference import Memory
@@ -118,6 +118,31 @@ class MixedSumCase:
 
 
 @dataclass(frozen=True)
+class SeparableConvCase:
+    """Half a separable convolution, forward and backward with all gradients."""
+
+    size: tuple[int, int, int]
+    kernel: int
+    dtype: torch.dtype = torch.float32
+    layout: torch.memory_format = torch.contiguous_format
+
+    def run(self, images: int, device: str) -> None:
+        channels, type_ = self.size[0], {"device": device, "dtype": self.dtype}
+        x = _tensor(images, *self.size, **type_).contiguous(memory_format=self.layout)
+        spatial = _tensor(channels, 1, self.kernel, self.kernel, **type_)
+        channel = _tensor(channels, channels, 1, 1, **type_)
+        arguments = x, spatial, channel, 1, self.kernel // 2, 1
+        output = separable_conv_triton.separable_conv(*arguments)
+        grad = torch.ones_like(output)
+        separable_conv_triton.separable_conv_backward(grad, *arguments, [True] * 3)
+
+    def least(self) -> Least:
+        """For one image: x and the output; x, the output's gradient and that of x."""
+        one = prod(self.size) * self.dtype.itemsize
+        return {("forward",): 2 * one, ("pull", "spread", "collect"): 3 * one}
+
+
+@dataclass(frozen=True)
 class LossCase:
     """The discretization loss of DA2S's parameters; gradients come with it."""
 
@@ -136,7 +161,7 @@ class LossCase:
         return {("discretization_loss",): 2 * 4 * numbers}
 
 
-Case = CellCase | MixedSumCase | LossCase
+Case = CellCase | MixedSumCase | SeparableConvCase | LossCase
 
 
 def _cell(channels: int, side: int, *inputs: int, reduces: bool = False, **more: Any) -> CellCase:
@@ -150,6 +175,11 @@ CASES: dict[str, Case] = {
     "mixed_sum": MixedSumCase((16, 32, 32)),
     "mixed_sum, channels_last": MixedSumCase((16, 32, 32), layout=torch.channels_last),
     "mixed_sum, bfloat16": MixedSumCase((16, 32, 32), torch.bfloat16),
+    "separable_conv": SeparableConvCase((16, 32, 32), 5),
+    "separable_conv, C=144": SeparableConvCase((144, 8, 8), 3),
+    "separable_conv, bfloat16": SeparableConvCase(
+        (36, 16, 16), 3, torch.bfloat16, torch.channels_last
+    ),
     "cell, C=16": _cell(16, 32, 48, 64),
     "cell, C=16, recompute": _cell(16, 32, 48, 64, memory="recompute"),
     "cell, C=16, bfloat16": _cell(16, 32, 48, 64, dtype=torch.bfloat16),

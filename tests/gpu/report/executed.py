@@ -17,7 +17,8 @@ SECTOR = 32
 # sums are, for every chunk of images.
 _ONCE = (
     "table", "layers", "completed", "weights", "p_weights", "g_weights", "statistics", "mean",
-    "variance", "slope", "mean_grad", "grad_weights", "to_p", "to_g", "to_weights",
+    "variance", "slope", "mean_grad", "grad_weights", "to_p", "to_g", "to_weights", "spatial",
+    "channel", "to_spatial", "to_channel",
 )  # fmt: skip
 
 

@@ -67,6 +67,7 @@ def cell_backward(  # noqa: PLR0917 - the schema's arguments
         statistics,
         eps,
         known=True,
+        tf32=saved.numel() > layout.saved_size,
     )
     return _Backward(call, save, mask).run(grad, weights)
 

@@ -21,9 +21,10 @@ from torch import Tensor
 
 from da2s_fast.kernels.cell import convolve, mix, prepare
 from da2s_fast.kernels.launch import launch
+from da2s_fast.ops._triton import precision_of, rounds_to_tf32
 from da2s_fast.ops.cell.operator import accumulation_dtype
 from da2s_fast.ops.cell.operator import layout as memory_format
-from da2s_fast.ops.cell.triton.layout import Layout, block_of, layout_of
+from da2s_fast.ops.cell.triton.layout import TF32_MARK, Layout, block_of, layout_of
 from da2s_fast.ops.cell.triton.tables import Round, Tables, tables_of
 
 
@@ -44,6 +45,7 @@ class Call:
         statistics: flat.
         eps: of the norms.
         known: all statistics are known.
+        tf32: float32 may be rounded to TF32 in products; both passes do the same.
     """
 
     layout: Layout
@@ -58,6 +60,7 @@ class Call:
     statistics: Tensor
     eps: float
     known: bool
+    tf32: bool
 
     @property
     def strides(self) -> tuple[tuple[int, ...], ...]:
@@ -79,7 +82,7 @@ class Call:
         exact = self.states.dtype == torch.float64
         return {
             "DOT": block >= 16 and not exact,
-            "PRECISION": "ieee",
+            "PRECISION": precision_of(self.inputs[-1].dtype, self.tf32),
             "BLOCK": min(block, 16) if exact else block,
             "PIXELS": self.layout.tile,
         }
@@ -127,7 +130,8 @@ def cell(  # noqa: PLR0917 - the schema's arguments
         statistics = torch.cat([value.to(dtype) for value in running])
     else:
         statistics = x.new_empty((layout.norms[-1],), dtype=dtype)
-    saved = x.new_empty((layout.saved_size,), dtype=dtype)
+    tf32 = rounds_to_tf32()
+    saved = x.new_empty((layout.saved_size + TF32_MARK * tf32,), dtype=dtype)
     if weights:
         torch.cat([w.reshape(-1) for w in weights], out=saved[: layout.weights[-1]])
     call = Call(
@@ -143,6 +147,7 @@ def cell(  # noqa: PLR0917 - the schema's arguments
         statistics,
         eps,
         known=False,
+        tf32=tf32,
     )
     height, width = layout.after
     output = x.new_empty(

@@ -30,6 +30,9 @@ IMAGE_CHUNK_PIXELS = 256
 everybody who needs a sum adds up all chunks."""
 
 _ALIGNMENT = 32  # numbers: whole sectors of every type
+TF32_MARK = _ALIGNMENT
+"""Numbers behind all others that backward is given where float32 was rounded to TF32. They hold
+nothing: that they are there is known without a look at the device, whatever is allowed by then."""
 
 
 def block_of(channels: int) -> int:
@@ -360,7 +363,9 @@ def layout_of(
     return Layout(decode(code), batch, sizes, save)
 
 
-def saved_size(code: Sequence[int], batch: int, sizes: Sequence[int], save: bool) -> int:
-    """`cell_saved_size` for GPUs."""
+def saved_size(
+    code: Sequence[int], batch: int, sizes: Sequence[int], save: bool, tf32: bool
+) -> int:
+    """`cell_saved_size` for GPUs; tf32: whether float32 may be rounded."""
     shapes = tuple(tuple(sizes[i : i + 3]) for i in range(0, len(sizes), 3))
-    return layout_of(tuple(code), batch, shapes, save).saved_size
+    return layout_of(tuple(code), batch, shapes, save).saved_size + TF32_MARK * tf32

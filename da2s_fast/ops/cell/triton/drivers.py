@@ -10,6 +10,7 @@ from torch import Tensor
 
 from da2s_fast.kernels.cell import running as kernels
 from da2s_fast.kernels.launch import launch
+from da2s_fast.ops._triton import launched_as
 from da2s_fast.ops.cell.plan import decode
 from da2s_fast.ops.cell.triton.backward import cell_backward
 from da2s_fast.ops.cell.triton.forward import cell
@@ -50,7 +51,7 @@ def cell_update_running(  # noqa: PLR0917 - the schema's arguments
             launch(
                 kernels.update_running,
                 (len(own),),
-                warps=1,
+                **launched_as("update_running", statistics.device),
                 table=_table(tuple(plan), own, tuple(counts), statistics.device),
                 statistics=statistics,
                 means=tuple(flat[: len(own)]),

@@ -76,14 +76,7 @@ def resume(
     # Before the first checkpoint there are no metrics either: such a run starts from its settings.
     history: list[Metrics] = []
     if folder.checkpoint.exists() or folder.metrics.exists():
-        state, history = folder.load()
-        try:
-            session.load_state_dict(state)
-        except (KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise UserError(
-                f"{folder.checkpoint} does not fit the settings and the data of its run "
-                f"({type(error).__name__}); restore config.yaml and the data as they were"
-            ) from error
+        history = folder.restore(session)
     return _run(session, folder, history, progress)
 
 

@@ -24,6 +24,8 @@ class Launch(NamedTuple):
             and the compile-time constants.
         warps: warps of a program.
         stages: of software pipelining.
+        registers: of a thread at most; None leaves that to ptxas, which may rather spill than use
+            them.
     """
 
     kernel: Any
@@ -31,25 +33,34 @@ class Launch(NamedTuple):
     arguments: dict[str, Any]
     warps: int
     stages: int
+    registers: int | None = None
 
 
-def _on_device(started: Launch) -> None:
+def on_device(started: Launch) -> None:
+    """Start a kernel on the current device's current stream."""
     started.kernel[started.grid](
         **started.arguments,
         num_warps=started.warps,
         num_stages=started.stages,
+        maxnreg=started.registers,
         enable_fp_fusion=FUSION,
     )
 
 
-_start: ContextVar[Callable[[Launch], None]] = ContextVar("start", default=_on_device)
+_start: ContextVar[Callable[[Launch], None]] = ContextVar("start", default=on_device)
 
 
 def launch(
-    kernel: Any, grid: tuple[int, ...], *, warps: int = 4, stages: int = 1, **arguments: Any
+    kernel: Any,
+    grid: tuple[int, ...],
+    *,
+    warps: int = 4,
+    stages: int = 1,
+    registers: int | None = None,
+    **arguments: Any,
 ) -> None:
     """Start a kernel on the current device's current stream, without waiting for it."""
-    _start.get()(Launch(kernel, grid, arguments, warps, stages))
+    _start.get()(Launch(kernel, grid, arguments, warps, stages, registers))
 
 
 @contextmanager

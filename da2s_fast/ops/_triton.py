@@ -17,6 +17,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from da2s_fast.errors import UserError
+from da2s_fast.ops._autotune import autotuned
 from da2s_fast.ops._backend import LIBRARY, REFERENCE, constant_in_graphs
 
 T = TypeVar("T")
@@ -49,7 +50,7 @@ def register_triton(operator: str, module: str) -> None:
     def run(*arguments: Any) -> Any:
         driver = getattr(import_module(module), operator)
         # Kernels start on the current device, which need not be that of the tensors.
-        with torch.cuda.device_of(_first_tensor(arguments)):
+        with torch.cuda.device_of(_first_tensor(arguments)), autotuned():
             try:
                 return driver(*arguments)
             except import_module("triton").runtime.errors.OutOfResources as error:
@@ -79,6 +80,20 @@ def tuned(table: Mapping[int, T], device: torch.device) -> T:
         device: where the kernel will run.
     """
     return table[max(known for known in table if known <= architecture(device))]
+
+
+def launched_as(kernel: str, device: torch.device, numbers: int | None = None) -> dict[str, Any]:
+    """How to launch a kernel, as arguments of `kernels.launch.launch`.
+
+    Args:
+        kernel: an entry of `kernels.tuning.TABLE`.
+        device: where it will run.
+        numbers: of a tile: no more warps than these fill.
+    """
+    chosen = tuned(import_module("da2s_fast.kernels.tuning").TABLE[kernel], device)
+    if numbers is not None:
+        chosen = chosen._replace(warps=max(1, min(chosen.warps, numbers // 32)))
+    return dict(chosen._asdict())
 
 
 def rounds_to_tf32() -> bool:

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from da2s_fast.kernels import discretization_loss as kernels
 from da2s_fast.kernels.launch import launch
+from da2s_fast.ops._triton import launched_as
 from da2s_fast.ops.discretization_loss import COUNT_WEIGHT
 
 # Rows of an alpha at a time; DARTS's cells have 14 edges.
@@ -21,7 +22,7 @@ def discretization_loss(
     launch(
         kernels.discretization_loss,
         (1,),
-        warps=1,
+        **launched_as("discretization_loss", alphas[0].device),
         alphas=tuple(alphas),
         betas=tuple(betas),
         alpha_strides=tuple(stride for alpha in alphas for stride in alpha.stride()),

@@ -11,7 +11,7 @@ from torch import Tensor
 from da2s_fast.kernels import mixed_sum as kernels
 from da2s_fast.kernels import mixed_sum_backward as backward_kernels
 from da2s_fast.kernels.launch import launch
-from da2s_fast.ops._triton import tuned
+from da2s_fast.ops._triton import launched_as, tuned
 from da2s_fast.ops.mixed_sum import BATCH, NONE, RUNNING, empty_in_layout_of, is_channels_last
 
 
@@ -40,9 +40,9 @@ _WIDEST = 128
 _PARTS, _CHANNELS = 64, 16
 
 
-def _warps(arguments: Mapping[str, Any]) -> int:
-    """Return the warps of a program: up to four, as far as there is a number for every thread."""
-    return max(1, min(4, arguments["ROWS"] * arguments["COLUMNS"] // 32))
+def _launched(arguments: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """How a kernel is launched that has such a tile."""
+    return launched_as("mixed_sum", device, arguments["ROWS"] * arguments["COLUMNS"])
 
 
 class _Geometry(NamedTuple):
@@ -165,7 +165,7 @@ def mixed_sum(  # noqa: PLR0917 - the schema's arguments
         launch(
             kernels.moments,
             reduction.grid,
-            warps=_warps(reduction.arguments),
+            **_launched(reduction.arguments, first.device),
             inputs=ys,
             partial=partial,
             **reduction.arguments,
@@ -177,7 +177,7 @@ def mixed_sum(  # noqa: PLR0917 - the schema's arguments
         launch(
             kernels.statistics,
             (triton.cdiv(channels, adding["COLUMNS"]), normalized),
-            warps=_warps(adding),
+            **_launched(adding, first.device),
             partial=partial,
             running_means=_per_input(_laid_out(running_means), is_running),
             running_vars=_per_input(_laid_out(running_vars), is_running),
@@ -191,7 +191,7 @@ def mixed_sum(  # noqa: PLR0917 - the schema's arguments
     launch(
         kernels.forward,
         grid,
-        warps=_warps(arguments),
+        **_launched(arguments, first.device),
         inputs=ys,
         weights=weights.contiguous(),
         mean=mean,
@@ -239,7 +239,7 @@ def mixed_sum_backward(  # noqa: PLR0917 - the schema's arguments
         launch(
             backward_kernels.dots,
             reduction.grid,
-            warps=_warps(reduction.arguments),
+            **_launched(reduction.arguments, first.device),
             grad=g,
             inputs=tuple(ys),
             mean=mean,
@@ -252,7 +252,7 @@ def mixed_sum_backward(  # noqa: PLR0917 - the schema's arguments
         launch(
             backward_kernels.coefficients,
             (len(wanted),),
-            warps=_warps(reduction.adding),
+            **_launched(reduction.adding, first.device),
             partial=partial,
             variance=variance,
             slope=slope,
@@ -270,7 +270,7 @@ def mixed_sum_backward(  # noqa: PLR0917 - the schema's arguments
         launch(
             backward_kernels.gradients,
             grid,
-            warps=_warps(arguments),
+            **_launched(arguments, first.device),
             grad=g,
             inputs=tuple(ys),
             weights=weights.contiguous(),

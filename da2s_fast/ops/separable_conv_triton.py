@@ -10,7 +10,7 @@ from torch import Tensor
 from da2s_fast.kernels import separable_conv as kernels
 from da2s_fast.kernels import separable_conv_backward as backward_kernels
 from da2s_fast.kernels.launch import launch
-from da2s_fast.ops._triton import precision_of, rounds_to_tf32, tuned
+from da2s_fast.ops._triton import launched_as, precision_of, rounds_to_tf32, tuned
 from da2s_fast.ops.separable_conv import layout_of
 
 
@@ -62,7 +62,7 @@ class _Call:
         self.size = [(length - 1) // stride + 1 for length in in_size]
         self.block = _width(self.channels, self.tuning.block)
         self.out_block = _width(self.outs, self.tuning.outs)
-        self.common = {
+        self.common: dict[str, Any] = {
             "x": x,
             "x_strides": x.stride(),
             "in_size": tuple(in_size),
@@ -91,9 +91,10 @@ class _Call:
         """Tiles of all images of a size."""
         return triton.cdiv(self.images * height * width, self.tuning.pixels)
 
-    def warps(self, columns: int) -> int:
-        """As many as there are registers for, and no thread without numbers of a tile."""
-        return max(1, min(8, self.tuning.pixels * columns // 128))
+    def launched(self, columns: int) -> dict[str, Any]:
+        """How a kernel is launched: four numbers of a tile for every thread, or more."""
+        numbers = self.tuning.pixels * columns // 4
+        return launched_as("separable_conv", self.common["x"].device, numbers)
 
 
 def _width(channels: int, most: int) -> int:
@@ -111,7 +112,7 @@ def separable_conv(  # noqa: PLR0917 - the schema's arguments
     launch(
         kernels.forward,
         (call.tiles(*call.size), triton.cdiv(call.outs, call.out_block)),
-        warps=call.warps(call.out_block),
+        **call.launched(call.out_block),
         output=output,
         output_strides=output.stride(),
         **call.common,
@@ -154,7 +155,7 @@ def separable_conv_backward(  # noqa: PLR0917 - the schema's arguments
         launch(
             backward_kernels.pull,
             (chunks, blocks * (out_blocks if for_channel else 1)),
-            warps=call.warps(call.out_block),
+            **call.launched(call.out_block),
             grad=grad,
             grad_strides=grad.stride(),
             reached=reached,
@@ -171,7 +172,7 @@ def separable_conv_backward(  # noqa: PLR0917 - the schema's arguments
         launch(
             backward_kernels.spread,
             (call.tiles(*x.shape[2:]), blocks),
-            warps=call.warps(call.block),
+            **call.launched(call.block),
             reached=reached,
             to=grad_x,
             to_strides=grad_x.stride(),
@@ -199,6 +200,7 @@ def _collected(
         launch(
             backward_kernels.collect,
             (sum(triton.cdiv(count, added) for count in numbers),),
+            **launched_as("separable_conv", found[0].device, added // 2),
             spatial_parts=parts[0],
             channel_parts=parts[1],
             to_spatial=to[0],

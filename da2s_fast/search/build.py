@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from da2s_fast.data import ImageData
@@ -43,25 +45,13 @@ def build_super_network(
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
+        sizes = (settings.channels, data.num_classes, settings.cells, architecture)
+        common: dict[str, Any] = {
+            "primitives": space.primitives,
+            "nodes": space.nodes,
+            "in_channels": data.channels,
+            "partial_channels": settings.partial_channels,
+        }
         if nas_bench:
-            return NasBench201SuperNetwork(
-                settings.channels,
-                data.num_classes,
-                settings.cells,
-                architecture,
-                primitives=space.primitives,
-                nodes=space.nodes,
-                in_channels=data.channels,
-                partial_channels=settings.partial_channels,
-            )
-        return SuperNetwork(
-            settings.channels,
-            data.num_classes,
-            settings.cells,
-            architecture,
-            primitives=space.primitives,
-            nodes=space.nodes,
-            in_channels=data.channels,
-            image_size=data.image_size,
-            partial_channels=settings.partial_channels,
-        )
+            return NasBench201SuperNetwork(*sizes, **common)
+        return SuperNetwork(*sizes, image_size=data.image_size, **common)

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import yaml
 
@@ -19,6 +19,14 @@ from da2s_fast.search.settings import ResolvedSettings, SearchSettings
 logger = logging.getLogger("da2s_fast")
 
 Metrics = dict[str, Any]
+CONFIG_FILE = "config.yaml"
+
+
+class Session(Protocol):
+    """What a run restores: all that the next step depends on."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a state, to the same bits."""
 
 
 class RunFolder:
@@ -31,10 +39,10 @@ class RunFolder:
         self.path = path
 
     @classmethod
-    def create(cls, path: Path, settings: ResolvedSettings) -> RunFolder:
-        """Start a new run; UserError when a run is there already or nothing can be written."""
+    def new(cls, path: Path) -> RunFolder:
+        """An empty folder; UserError when a run is there already or it cannot be made."""
         try:
-            if (path / "config.yaml").exists():
+            if (path / CONFIG_FILE).exists():
                 raise UserError(
                     f"{path} holds a run already; continue it with --resume or choose another "
                     "folder"
@@ -42,17 +50,22 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot create the run folder {path}: {error.strerror}") from error
-        folder = cls(path)
+        return cls(path)
+
+    @classmethod
+    def create(cls, path: Path, settings: ResolvedSettings) -> RunFolder:
+        """Start a new search; UserError as for `new`."""
+        folder = cls.new(path)
         config = dataclasses.asdict(settings)
         keep = settings.keep()
         config["keep"] = {kind: list(counts) for kind, counts in keep.items()}
         del config["keep_normal"], config["keep_reduce"]
-        write_text(path / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+        write_text(path / CONFIG_FILE, yaml.safe_dump(config, sort_keys=False))
         return folder
 
     def settings(self) -> SearchSettings:
         """The settings of the run; UserError when there is no run or its settings are damaged."""
-        file = self.path / "config.yaml"
+        file = self.path / CONFIG_FILE
         try:
             config = yaml.safe_load(file.read_text())
             keep = config.pop("keep")
@@ -60,7 +73,7 @@ class RunFolder:
                 **config, keep_normal=keep["normal"], keep_reduce=keep.get("reduce", [])
             )
         except FileNotFoundError:
-            raise UserError(f"{self.path} holds no run: there is no config.yaml in it") from None
+            raise UserError(f"{self.path} holds no run: there is no {CONFIG_FILE} in it") from None
         except (
             OSError,
             UnicodeDecodeError,
@@ -91,6 +104,22 @@ class RunFolder:
         """The last checkpoint's state and history."""
         content = load_checkpoint(self.checkpoint)
         return content["state"], content["history"]
+
+    def restore(self, session: Session) -> list[Metrics]:
+        """Put a session where the last checkpoint was taken; return the history until there.
+
+        Raises:
+            UserError: the checkpoint cannot be read, or does not fit the session.
+        """
+        state, history = self.load()
+        try:
+            session.load_state_dict(state)
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{self.checkpoint} does not fit the settings and the data of its run "
+                f"({type(error).__name__}); restore {CONFIG_FILE} and the data as they were"
+            ) from error
+        return history
 
     def write_metrics(self, history: list[Metrics]) -> None:
         """Replace the metrics, one line per epoch."""

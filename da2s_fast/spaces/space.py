@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from da2s_fast.errors import UserError
+from da2s_fast.nn.mixed_op import DARTS_PRIMITIVES
 from da2s_fast.nn.operations import OPERATIONS
 from da2s_fast.spaces.names import closest
 
@@ -118,20 +119,8 @@ class SearchSpace:
         return tuple(counts)
 
 
-DA2S = SearchSpace(
-    name="da2s",
-    primitives=(
-        "max_pool_3x3",
-        "avg_pool_3x3",
-        "skip_connect",
-        "sep_conv_3x3",
-        "sep_conv_5x5",
-        "dil_conv_3x3",
-        "dil_conv_5x5",
-    ),
-    nodes=4,
-)
-DARTS = replace(DA2S, name="darts", primitives=("none", *DA2S.primitives))
+DARTS = SearchSpace(name="darts", primitives=DARTS_PRIMITIVES, nodes=4)
+DA2S = replace(DARTS, name="da2s", primitives=DARTS_PRIMITIVES[1:])  # without `none`
 NAS_BENCH_201 = SearchSpace(
     name="nas-bench-201",
     primitives=("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3"),

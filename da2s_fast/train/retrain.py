@@ -98,11 +98,9 @@ def resume_retraining(
     """
     folder = RunFolder(Path(run_dir))
     settings, genotype = read_settings(folder.path), read_genotype(folder.path)
-    state, history = folder.load()
     data = data or _load(settings)
     session = RetrainSession(genotype, settings.resolved(genotype, data), data)
-    session.load_state_dict(state)
-    return _run(session, folder, history, progress)
+    return _run(session, folder, folder.restore(session), progress)
 
 
 def _load(settings: RetrainSettings) -> ImageData:

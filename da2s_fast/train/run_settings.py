@@ -9,28 +9,20 @@ import yaml
 
 from da2s_fast.errors import UserError
 from da2s_fast.search.checkpoint import write_text
-from da2s_fast.search.run_folder import RunFolder
+from da2s_fast.search.run_folder import CONFIG_FILE, RunFolder
 from da2s_fast.spaces import Genotype
 from da2s_fast.train.settings import RetrainSettings
 
-CONFIG_FILE = "config.yaml"
 GENOTYPE_FILE = "genotype.txt"
 
 
 def create_run(path: Path, genotype: Genotype, settings: RetrainSettings) -> RunFolder:
     """Start a new run folder; UserError when it holds a run or cannot be written."""
-    if (path / CONFIG_FILE).exists():
-        raise UserError(
-            f"{path} holds a run already; continue it with --resume or choose another folder"
-        )
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot create the run folder {path}: {error.strerror}") from error
+    folder = RunFolder.new(path)
     write_text(path / GENOTYPE_FILE, f"{genotype}\n")
     config = yaml.safe_dump(dataclasses.asdict(settings), sort_keys=False)
     write_text(path / CONFIG_FILE, config)
-    return RunFolder(path)
+    return folder
 
 
 def read_settings(path: Path) -> RetrainSettings:

@@ -11,6 +11,7 @@ from da2s_fast.nn import Cell, MixedOp, use_backend
 from da2s_fast.ops import _triton
 from da2s_fast.ops.cell import memory
 from da2s_fast.ops.cell.function import update_running
+from da2s_fast.ops.cell.triton import drivers
 from da2s_fast.ops.cell.triton.tables import tables_of
 from tests.gpu.cells import on
 from tests.gpu.test_launches import Called, fake  # noqa: F401 - a fixture
@@ -27,7 +28,6 @@ QUIET = {
     "aten.zero_",
     "prim.device",
 }
-UPDATES = {"aten.split_with_sizes", "aten._foreach_add_", "aten._foreach_mul_"}
 
 
 def key_of(case: Case, save: bool, *, again: bool) -> tuple:
@@ -46,9 +46,12 @@ def gpu(fake, monkeypatch) -> Iterator[list[torch.device]]:  # noqa: F811
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 0)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(memory, "_answers", {})
-    tables_of.cache_clear()
+    caches = tables_of, drivers._table
+    for cache in caches:
+        cache.cache_clear()
     yield fake
-    tables_of.cache_clear()
+    for cache in caches:
+        cache.cache_clear()
 
 
 def flat(outputs) -> list[Tensor]:
@@ -88,24 +91,33 @@ def test_drivers_return_what_the_fake_operators_promise(gpu, name, frozen, save)
     assert gpu == [torch.device("cuda", 0)] * 2  # made the current device
 
 
-@pytest.mark.parametrize("momentum", [0.1, None])
-def test_running_statistics_move_without_a_number_read(gpu, momentum):
+@pytest.mark.parametrize("momentum", [0.1, -1.0])
+def test_running_statistics_move_in_one_launch(gpu, momentum):
+    """Nothing else is called, and buffers may lie elsewhere at the next call."""
     case = on(make_case(PLANS["cut"], (2, 5, 4), frozen="some"), "cuda")
     tracked = [torch.empty((), dtype=torch.int64, device="cuda") for _ in case.plan.norm_channels]
     statistics = torch.empty(2 * sum(case.plan.norm_channels), device="cuda")
+    started = []
+
+    def update(running):
+        settings = case.frozen, list(case.plan.code), [40, 40, 40], momentum
+        arguments = statistics, running, tracked, *settings
+        with Called() as called, launched_by(started.append):
+            _triton.DRIVERS["cell_update_running"](*arguments)
+        return called.names
+
+    update(case.running)  # the table is made once, on the host
+    moved = [buffer.clone() for buffer in case.running]
+    assert update(moved) <= {"prim.device"}
+    assert [launch.kernel.__name__ for launch in started] == ["update_running"] * 2
+    assert all(any(own is buffer for buffer in moved) for own in started[1].arguments["means"])
+
+
+def test_autograd_notices_that_running_statistics_moved(gpu):
+    case = on(make_case(PLANS["cut"], (2, 5, 4), frozen="some"), "cuda")
+    statistics = torch.empty(2 * sum(case.plan.norm_channels), device="cuda")
     before = [tensor._version for tensor in case.running]
-    with Called() as called:
-        update_running(
-            statistics,
-            case.running,
-            tracked,
-            case.plan,
-            size=(2, 5, 4),
-            frozen=case.frozen,
-            momentum=momentum,
-        )
-    average = {"aten._to_copy", "aten.reciprocal", "aten.rsub", "aten._foreach_mul"}
-    assert called.names <= UPDATES | ({"da2s_fast.cell_update_running"} | average)
+    update_running(statistics, case.running, [], case.plan, size=(2, 5, 4), frozen=case.frozen)
     assert all(t._version > v for t, v in zip(case.running, before, strict=True))
 
 

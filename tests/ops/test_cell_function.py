@@ -210,21 +210,27 @@ def norms_of(case, momentum):
 @pytest.mark.parametrize("name", ["reduction", "after a reduction", "dense", "cut"])
 def test_running_statistics_move_as_those_of_batch_norm(name, momentum, dtype):
     case = make_case(PLANS[name], (3, 5, 4), frozen="some")
-    plan = case.plan
     with torch.no_grad():
         _, statistics = case.to(torch.float64)(backend="cpu")
-    norms = [norm.to(dtype) for norm in norms_of(case, momentum)]
+    check_running(case, statistics, momentum, dtype)
+
+
+def check_running(case, statistics, momentum, dtype):
+    """Of norms whose buffers have a type, after a batch of (3, 5, 4)."""
+    plan, device = case.plan, statistics.device
+    norms = [norm.to(device, dtype) for norm in norms_of(case, momentum)]
     running = [t for norm in norms for t in (norm.running_mean, norm.running_var)]
     tracked = [norm.num_batches_tracked for norm in norms]
     for slot, count in enumerate(tracked):
         count.fill_(slot % 4)
     expected = [value.clone().double() for value in running]
+    exact = statistics.double()
     after = 3 * (3 * 2 if plan.reduction else 5 * 4)
     for slot in set(active_slots(plan)) - set(case.frozen):
         count = 3 * 5 * 4 if slot < len(plan.preprocess_norms) else after
         start = 2 * sum(plan.norm_channels[:slot])
         channels = plan.norm_channels[slot]
-        mean, variance = statistics[start : start + 2 * channels].view(2, -1)
+        mean, variance = exact[start : start + 2 * channels].view(2, -1)
         for i, new in ((0, mean), (1, variance * count / (count - 1))):
             share = 1 / (slot % 4 + 1) if momentum is None else momentum
             old = expected[2 * slot + i]

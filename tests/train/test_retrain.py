@@ -218,6 +218,10 @@ def test_damaged_runs_are_refused(few_digits, tmp_path):
     settings = RetrainSettings(**TINY | {"epochs": 1})
     run_dir = tmp_path / "run"
     retrain(GENOTYPE, settings, data=few_digits, run_dir=run_dir, progress=False)
+    config = (run_dir / "config.yaml").read_text()
+    (run_dir / "config.yaml").write_text(config.replace("channels: 4", "channels: 8"))
+    with pytest.raises(UserError, match=r"checkpoint\.pt does not fit the settings"):
+        resume_retraining(run_dir, data=few_digits)
     (run_dir / "checkpoint.pt").write_bytes(b"nothing")
     with pytest.raises(UserError, match=r"checkpoint\.pt cannot be read"):
         resume_retraining(run_dir, data=few_digits)

@@ -102,12 +102,13 @@ def compile_launch(launch: Launch, arch: int) -> Compiled:
     given = {
         "num_warps": launch.warps,
         "num_stages": launch.stages,
+        "maxnreg": launch.registers,
         "enable_fp_fusion": FUSION,
     }
     bound, specialization, extra = binder(**launch.arguments)
     if extra:
         raise TypeError(f"{kernel.__name__} has no parameters {sorted(extra)}")
-    key = (kernel, arch, launch.warps, launch.stages, str(specialization))
+    key = (kernel, arch, launch.warps, launch.stages, launch.registers, str(specialization))
     found = _compiled.get(key)
     if found is None:
         options, signature, constants, attributes = kernel._pack_args(

@@ -151,8 +151,8 @@ def _network_section(report: Report) -> list[str]:
         "small. Calls",
         "of torch's are what is left of stem, classifier, loss, architecture weights and the "
         "drivers' own;",
-        "views and allocations do not count, and `cell_update_running` counts as the call that it "
-        "is on CPUs.",
+        "views and allocations do not count, and `cell_update_running`, one launch, counts as a "
+        "call.",
         "Their bytes are those of the tensors that they are given and return, linear in the batch.",
         "",
         f"Aimed at: {_LAUNCHES} launches (eager makes {_EAGER_CALLS:,} calls) and a tenth of the "

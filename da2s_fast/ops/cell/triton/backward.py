@@ -27,9 +27,10 @@ from torch import Tensor
 
 from da2s_fast.kernels.cell import finish, prepare_backward, reach, sums
 from da2s_fast.kernels.launch import launch
+from da2s_fast.ops._triton import launched_as
 from da2s_fast.ops.cell.operations import CONVS, DENSE
 from da2s_fast.ops.cell.operator import layout as memory_format
-from da2s_fast.ops.cell.triton.forward import Call, cdiv, layers, warps_of
+from da2s_fast.ops.cell.triton.forward import Call, cdiv, layers
 from da2s_fast.ops.cell.triton.layout import block_of, layout_of
 from da2s_fast.ops.cell.triton.tables import Round, tables_of
 
@@ -87,7 +88,6 @@ class _Backward:
         plan, layout, states = call.layout.plan, call.layout, call.states
         self.options = call.products(plan.mixed_channels)
         self.blocks = cdiv(plan.mixed_channels, self.options["BLOCK"])
-        self.warps = warps_of(self.options["PIXELS"], self.options["BLOCK"])
         self.again = not save
         # One program sees a node's gradient complete unless the shuffle spreads it over several.
         self.sums_too = save and (plan.partial_channels == 1 or self.blocks == 1)
@@ -134,6 +134,10 @@ class _Backward:
         )
         return found, grad_p, grad_g, flat
 
+    def _launched(self, kernel: str, numbers: int | None = None) -> dict[str, Any]:
+        """How a kernel is launched."""
+        return launched_as(kernel, self.call.states.device, numbers)
+
     def _area(self) -> dict[str, Any]:
         """What all launches over chunks of images are told, by kernel parameter."""
         call, layout = self.call, self.call.layout
@@ -160,6 +164,7 @@ class _Backward:
         launch(
             sums.begin,
             (layout.image_chunks, states.length + last.mixed.length, self.blocks),
+            **self._launched("begin"),
             table=states.table,
             groups=states.length,
             rows=last.mixed.table,
@@ -180,6 +185,7 @@ class _Backward:
         launch(
             sums.candidate_sums,
             (self.call.layout.image_chunks, step.mixed.length, self.blocks),
+            **self._launched("candidate_sums"),
             table=step.mixed.table,
             states=self.call.states,
             HALVES=self.call.layout.halves,
@@ -207,6 +213,11 @@ class _Backward:
             ),
         }
 
+    @property
+    def _numbers(self) -> int:
+        """Of a tile."""
+        return self.options["PIXELS"] * self.options["BLOCK"]
+
     def _parts(self, taps: int) -> int:
         """Programs of a chunk and a layer: one for each part of the weights, if they are wanted."""
         return self.blocks * (self.blocks * taps if self.for_weights else 1)
@@ -217,7 +228,7 @@ class _Backward:
         launch(
             reach.reach_inner,
             (self.call.layout.image_chunks, step.second.length, self._parts(1)),
-            warps=self.warps,
+            **self._launched("reach_inner", self._numbers),
             table=step.second.table,
             **self._products(),
         )
@@ -229,7 +240,9 @@ class _Backward:
         launch(
             reach.reach_states,
             (layout.image_chunks, step.groups.length, self._parts(taps)),
-            warps=self.warps,
+            **self._launched(
+                "reach_states, few channels" if call.few else "reach_states", self._numbers
+            ),
             table=step.groups.table,
             layers=step.reaching.table,
             completed=call.tables.completed.table,
@@ -270,6 +283,7 @@ class _Backward:
         launch(
             prepare_backward.leave,
             (max(sizes), tasks),
+            **self._launched("leave"),
             table=call.tables.parts.table,
             inputs=tuple(call.inputs),
             strides=call.strides,
@@ -317,7 +331,7 @@ class _Backward:
         launch(
             finish.finish,
             (edges + blocks,),
-            warps=4 if self.blocks > 1 else 8,  # otherwise ptxas spills
+            **self._launched("finish, several blocks" if self.blocks > 1 else "finish"),
             table=call.tables.candidates.table,
             rows=call.tables.candidates.length,
             edges=edges,

@@ -5,13 +5,22 @@ from __future__ import annotations
 from functools import lru_cache
 
 import torch
+import triton.language as tl
 from torch import Tensor
 
+from da2s_fast.kernels.cell import running as kernels
+from da2s_fast.kernels.launch import launch
+from da2s_fast.ops._triton import launched_as
 from da2s_fast.ops.cell.plan import decode
 from da2s_fast.ops.cell.triton.backward import cell_backward
 from da2s_fast.ops.cell.triton.forward import cell
 
 __all__ = ["cell", "cell_backward", "cell_update_running"]
+
+# Pointers to three buffers of each fit into the parameters of a kernel, of which older drivers take
+# 4 KiB. No cell of the known spaces has more norms.
+_MOST_NORMS = 160
+_BLOCK = 128
 
 
 def cell_update_running(  # noqa: PLR0917 - the schema's arguments
@@ -23,43 +32,38 @@ def cell_update_running(  # noqa: PLR0917 - the schema's arguments
     counts: list[int],
     momentum: float,
 ) -> None:
-    """Move running statistics towards the batch's, all of a cell in a few launches."""
+    """Move running statistics towards the batch's, all of a cell in one launch.
+
+    A launch more for every further type of buffers, and for every _MOST_NORMS norms.
+    """
     slots = _moving(tuple(plan), tuple(frozen))
-    if not slots:
-        return
-    channels = decode(tuple(plan)).norm_channels
-    parts = statistics.split([n for n in channels for _ in range(2)])
-    counted = [tracked[slot] for slot in slots] if tracked else []
-    if counted:
-        torch._foreach_add_(counted, 1)
-    # In the wider of both types; where that is the buffer's, in place.
-    own = [t for slot in slots for t in running[2 * slot : 2 * slot + 2]]
-    wide = [t.to(torch.promote_types(t.dtype, statistics.dtype)) for t in own]
-    shares: list[Tensor] = []
-    if momentum < 0:  # the plain average over all batches
-        shares = [
-            count.to(t.dtype).reciprocal()
-            for count, t in zip(counted, wide[::2], strict=True)
-            for _ in range(2)
-        ]
-        torch._foreach_mul_(wide, [1 - share for share in shares])
-    else:
-        torch._foreach_mul_(wide, 1 - momentum)
-    # What every number of a kind is multiplied by: the variance becomes unbiased.
-    kinds: dict[float, list[int]] = {}
-    for position, slot in enumerate(slots):
-        count = counts[min(slot, len(counts) - 1)]
-        kinds.setdefault(1.0, []).append(2 * position)
-        kinds.setdefault(count / (count - 1), []).append(2 * position + 1)
-    for factor, positions in kinds.items():
-        new = [parts[2 * slots[i // 2] + i % 2].to(wide[i].dtype) for i in positions]
-        if shares:
-            new = list(torch._foreach_mul(new, [shares[i] for i in positions]))
-        alpha = factor if shares else factor * momentum
-        torch._foreach_add_([wide[i] for i in positions], new, alpha=alpha)
-    for to, value in zip(own, wide, strict=True):
-        if to is not value:
-            to.copy_(value)
+    kinds: dict[tuple[torch.dtype, torch.dtype], list[int]] = {}
+    for slot in slots:
+        mean, variance = running[2 * slot : 2 * slot + 2]
+        kinds.setdefault((mean.dtype, variance.dtype), []).append(slot)
+    for types, all_own in kinds.items():
+        double = torch.float64 in (*types, statistics.dtype)
+        for start in range(0, len(all_own), _MOST_NORMS):
+            own = tuple(all_own[start : start + _MOST_NORMS])
+            buffers = [running[2 * slot + half] for half in (0, 1) for slot in own]
+            # What has gaps is copied there and back.
+            flat = [buffer.contiguous() for buffer in buffers]
+            launch(
+                kernels.update_running,
+                (len(own),),
+                **launched_as("update_running", statistics.device),
+                table=_table(tuple(plan), own, tuple(counts), statistics.device),
+                statistics=statistics,
+                means=tuple(flat[: len(own)]),
+                variances=tuple(flat[len(own) :]),
+                tracked=tuple(tracked[slot] for slot in own) if tracked else (),
+                MOMENTUM=None if momentum < 0 else momentum,
+                WIDE=tl.float64 if double else tl.float32,
+                BLOCK=_BLOCK,
+            )
+            for to, value in zip(buffers, flat, strict=True):
+                if to is not value:
+                    to.copy_(value)
 
 
 @lru_cache(maxsize=256)
@@ -72,3 +76,16 @@ def _moving(code: tuple[int, ...], frozen: tuple[int, ...]) -> tuple[int, ...]:
             slots = plan.norm_slots[edge.row, operation]
             active |= set(range(slots.start, slots.stop))
     return tuple(sorted(active - set(frozen)))
+
+
+@lru_cache(maxsize=256)
+def _table(
+    code: tuple[int, ...], slots: tuple[int, ...], counts: tuple[int, ...], device: torch.device
+) -> Tensor:
+    """Per norm what the kernel is told of it, on the device, where it stays."""
+    channels = decode(code).norm_channels
+    rows = [
+        [2 * sum(channels[:slot]), channels[slot], counts[min(slot, len(counts) - 1)]]
+        for slot in slots
+    ]
+    return torch.tensor(rows, dtype=torch.int64).to(device)

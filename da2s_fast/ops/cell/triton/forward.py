@@ -21,7 +21,7 @@ from torch import Tensor
 
 from da2s_fast.kernels.cell import convolve, mix, prepare
 from da2s_fast.kernels.launch import launch
-from da2s_fast.ops._triton import precision_of, rounds_to_tf32
+from da2s_fast.ops._triton import launched_as, precision_of, rounds_to_tf32
 from da2s_fast.ops.cell.operator import accumulation_dtype
 from da2s_fast.ops.cell.operator import layout as memory_format
 from da2s_fast.ops.cell.triton.layout import TF32_MARK, Layout, block_of, layout_of
@@ -87,6 +87,12 @@ class Call:
             "PIXELS": self.layout.tile,
         }
 
+    @property
+    def few(self) -> bool:
+        """Whether candidates see few channels, in the terms of `kernels.tuning`."""
+        few = block_of(self.layout.plan.mixed_channels) < 16
+        return few and self.states.dtype == torch.float32
+
     def area(self, state: int) -> dict[str, int]:
         """A state's size, by kernel parameter."""
         height, width = self.layout.size(state)
@@ -102,11 +108,6 @@ class Call:
 def cdiv(a: int, b: int) -> int:
     """Division, rounded up."""
     return -(-a // b)
-
-
-def warps_of(pixels: int, block: int) -> int:
-    """As many as there are registers for, and no thread without numbers of a tile."""
-    return max(1, min(8, pixels * block // 32))
 
 
 def cell(  # noqa: PLR0917 - the schema's arguments
@@ -179,7 +180,7 @@ def _prepare(call: Call) -> None:
         launch(
             prepare.prepare,
             (layout.chunks, tables.parts.length, blocks),
-            warps=4,
+            **launched_as("prepare", call.states.device),
             table=tables.parts.table,
             weights=call.weights,
             **common,
@@ -188,6 +189,7 @@ def _prepare(call: Call) -> None:
     launch(
         prepare.settle,
         (cdiv(layout.pixels(0), options["PIXELS"]), tables.inputs.length, blocks),
+        **launched_as("settle", call.states.device),
         table=tables.inputs.table,
         statistics=call.statistics,
         states=call.states,
@@ -209,7 +211,11 @@ def layers(call: Call, step: Round) -> None:
         launch(
             convolve.convolve,
             (layout.chunks, own.length, cdiv(plan.mixed_channels, options["BLOCK"])),
-            warps=warps_of(options["PIXELS"], options["BLOCK"]),
+            **launched_as(
+                "convolve, second layers of few channels" if call.few and second else "convolve",
+                call.states.device,
+                options["PIXELS"] * options["BLOCK"],
+            ),
             table=own.table,
             source=call.z if second else call.states,
             z=call.z,
@@ -238,7 +244,7 @@ def _mix(call: Call, step: Round, output: Tensor) -> None:
     launch(
         mix.mix,
         (cdiv(layout.pixels(step.node), layout.tile), cdiv(plan.mixed_channels, block)),
-        warps=warps_of(layout.tile, block),
+        **launched_as("mix", call.states.device, layout.tile * block),
         table=step.mixed.table,
         rows=step.mixed.length,
         p_weights=call.p,

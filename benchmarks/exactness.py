@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from tests.nn.evaluate import assert_close, evaluate
 from tests.ops.compare import Mismatch, assert_as_accurate
 
 BATCH = 3
+_ATTEMPTS = 3
 
 
 def check(case: Case, rows: Sequence[Row], device: str = "cpu") -> None:
@@ -65,21 +67,38 @@ def _wanted(exact: dict[str, Tensor], arch: object, row: Row) -> set[str]:
 
 
 def _check_parts(case: Case, row: Row, device: str) -> None:
+    """Compare every part in single precision, by the rule of the tests.
+
+    Among millions of numbers one lies nearer to 0 than rounding errors are: then a ReLU lets a
+    gradient pass on one side and not on the other. Other images have other numbers; what is wrong
+    is wrong for all of them.
+    """
     ours, theirs = case.subject(row, device), case.subject(EAGER, device)
 
     def call(part: nn.Module, *inputs: Tensor) -> Tensor:
         return case.call_part(part, *inputs).cpu()  # where the gradient comes from
 
+    @cache
+    def inputs_of(attempt: int) -> list[list[Tensor]]:
+        return _part_inputs(case, device, BATCH + attempt)
+
     parts = zip(case.parts(ours.module), case.parts(theirs.module), strict=True)
-    for (part, rival), inputs in zip(parts, _part_inputs(case, device), strict=True):
-        wide = copy.deepcopy(rival).double()
-        exact = evaluate(wide, call, [value.double() for value in inputs])
-        results = [evaluate(module, call, inputs) for module in (part, rival)]
-        assert_as_accurate(*(_joined(values, rival) for values in (*results, exact)))
+    for index, (part, rival) in enumerate(parts):
+        for attempt in range(_ATTEMPTS):
+            inputs = inputs_of(attempt)[index]
+            wide = copy.deepcopy(rival).double()
+            exact = evaluate(wide, call, [value.double() for value in inputs])
+            results = [evaluate(module, call, inputs) for module in (part, rival)]
+            try:
+                assert_as_accurate(*(_joined(values, rival) for values in (*results, exact)))
+                break
+            except Mismatch:
+                if attempt == _ATTEMPTS - 1:
+                    raise
 
 
-def _part_inputs(case: Case, device: str) -> list[list[Tensor]]:
-    """What the parts of a network are called with."""
+def _part_inputs(case: Case, device: str, batch: int) -> list[list[Tensor]]:
+    """What the parts of a network are called with; every batch has other images."""
     subject = case.subject(EAGER, device)
     seen: list[list[Tensor]] = []
 
@@ -89,7 +108,7 @@ def _part_inputs(case: Case, device: str) -> list[list[Tensor]]:
     for part in case.parts(subject.module):
         part.register_forward_pre_hook(note)
     with torch.no_grad():
-        subject.call(subject.inputs(BATCH))
+        subject.call(subject.inputs(batch))
     return seen
 
 

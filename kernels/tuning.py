@@ -25,8 +25,9 @@ class Parameters(NamedTuple):
 
 _FOUR, _EIGHT = {80: Parameters()}, {80: Parameters(warps=8)}
 
-# Few channels are those without tensor shapes: below 16. There, and where `finish` adds up several
-# blocks, ptxas spills rather than take the registers that are given here, which cost no program.
+# Few channels are those without tensor shapes, at most 8, in single precision. There, and where
+# `finish` adds up several blocks, ptxas spills rather than take the registers that are given here.
+# More for `reach_states` on sm_90, which still spills 8 bytes, would halve the warps that fit.
 TABLE: dict[str, dict[int, Parameters]] = {
     "begin": _FOUR,
     "candidate_sums": _FOUR,

@@ -120,7 +120,7 @@ def cuda_extension() -> Extension:
             "cxx": [TARGET_TORCH, "-DUSE_CUDA", *CPU_FLAGS],
             "nvcc": [TARGET_TORCH, "-DUSE_CUDA", "-O3", *flags],
         },
-        depends=sources("**/*.h") + sources("cuda/*.cuh"),
+        depends=sources("**/*.h") + sources("cuda/**/*.cuh"),
         py_limited_api=True,
     )
 

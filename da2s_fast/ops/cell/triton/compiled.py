@@ -127,4 +127,7 @@ def _shared_memory(device: torch.device) -> int:
     """Bytes that a program may have on a device."""
     if device.type != "cuda":
         return _SHARED
-    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+    properties = torch.cuda.get_device_properties(device)
+    # Older torches do not tell how much a program may ask for.
+    least = properties.shared_memory_per_block
+    return int(getattr(properties, "shared_memory_per_block_optin", least))

@@ -1,22 +1,25 @@
 // The kernels of csrc/cuda/cell, and the operators that start them. Without torch (DA2S_STANDALONE)
 // there are only the kernels: that is how tests compile them.
 #include "cell/convolve.cuh"
+#include "cell/reach.cuh"
 
-#define DA2S_CONVOLVE(name, channels, second)                                \
-  extern "C" __global__ void __launch_bounds__(da2s_fast::cell::kThreads, 2) \
-      name(const __grid_constant__ da2s_fast::cell::Convolve call) {         \
-    extern __shared__ __align__(16) char shared[];                           \
-    da2s_fast::cell::convolve<channels, second>(call, shared);               \
+// `resident`: programs that a multiprocessor has shared memory for, and registers must suffice for.
+#define DA2S_KERNEL(name, Call, resident, ...)                                      \
+  extern "C" __global__ void __launch_bounds__(da2s_fast::cell::kThreads, resident) \
+      name(const __grid_constant__ da2s_fast::cell::Call call) {                    \
+    extern __shared__ __align__(16) char shared[];                                  \
+    da2s_fast::cell::__VA_ARGS__(call, shared);                                     \
   }
-#define DA2S_BOTH(channels)                                \
-  DA2S_CONVOLVE(cell_convolve_##channels, channels, false) \
-  DA2S_CONVOLVE(cell_convolve_##channels##_second, channels, true)
+#define DA2S_CHANNELS(C)                                                         \
+  DA2S_KERNEL(cell_convolve_##C, Convolve, (C > 16 ? 1 : 2), convolve<C, false>) \
+  DA2S_KERNEL(cell_convolve_##C##_second, Convolve, 2, convolve<C, true>)        \
+  DA2S_KERNEL(cell_reach_inner_##C, Reach, 1, reach_inner<C>)
 
-DA2S_BOTH(4)
-DA2S_BOTH(8)
-DA2S_BOTH(16)
-DA2S_BOTH(32)
-DA2S_BOTH(64)
+DA2S_CHANNELS(4)
+DA2S_CHANNELS(8)
+DA2S_CHANNELS(16)
+DA2S_CHANNELS(32)
+DA2S_CHANNELS(64)
 
 #ifndef DA2S_STANDALONE
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -24,6 +27,7 @@ DA2S_BOTH(64)
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <optional>
 #include <vector>
 
 namespace da2s_fast {
@@ -40,24 +44,14 @@ void check(cudaError_t error, const char* kernel) {
   STD_TORCH_CHECK(error == cudaSuccess, kernel, ": ", cudaGetErrorString(error));
 }
 
-using Convolve = void (*)(cell::Convolve);
-
-Convolve convolve_for(int64_t channels, bool second) {
-  switch (channels) {
-    case 4:
-      return second ? cell_convolve_4_second : cell_convolve_4;
-    case 8:
-      return second ? cell_convolve_8_second : cell_convolve_8;
-    case 16:
-      return second ? cell_convolve_16_second : cell_convolve_16;
-    case 32:
-      return second ? cell_convolve_32_second : cell_convolve_32;
-    case 64:
-      return second ? cell_convolve_64_second : cell_convolve_64;
-    default:
-      return nullptr;
-  }
-}
+// The kernel for a number of channels; `name##suffix` is none of them.
+#define DA2S_CHOOSE(name, suffix, channels) \
+  ((channels) == 4    ? name##_4##suffix    \
+   : (channels) == 8  ? name##_8##suffix    \
+   : (channels) == 16 ? name##_16##suffix   \
+   : (channels) == 32 ? name##_32##suffix   \
+   : (channels) == 64 ? name##_64##suffix   \
+                      : nullptr)
 
 // On the current device, which is the tensors', and its current stream.
 template <class Call>
@@ -99,7 +93,40 @@ void cell_convolve(std::vector<int64_t> grid, Tensor table, Tensor packs, Tensor
                             static_cast<int>(log_width),
                             static_cast<int>(log_height),
                             static_cast<int>(log_images)};
-  start(convolve_for(channels, second), "cell_convolve", grid, shared, z, call);
+  start(second ? DA2S_CHOOSE(cell_convolve, _second, channels)
+               : DA2S_CHOOSE(cell_convolve, , channels),
+        "cell_convolve", grid, shared, z, call);
+}
+
+void cell_reach_inner(std::vector<int64_t> grid, Tensor table, Tensor z, Tensor gradients,
+                      Tensor weights, std::optional<Tensor> weight_gradients, Tensor p_weights,
+                      std::optional<Tensor> g_weights, Tensor statistics, Tensor sums,
+                      int64_t pixels, int64_t weight_count, double eps, int64_t height,
+                      int64_t width, int64_t images, int64_t operations, int64_t halo, int64_t taps,
+                      int64_t log_width, int64_t log_height, int64_t log_images, int64_t channels,
+                      int64_t shared) {
+  const cell::Reach call{data<int64_t>(table),
+                         data<float>(z),
+                         data<float>(gradients),
+                         data<float>(weights),
+                         weight_gradients ? data<float>(*weight_gradients) : nullptr,
+                         data<float>(p_weights),
+                         g_weights ? data<float>(*g_weights) : nullptr,
+                         data<float>(statistics),
+                         data<double>(sums),
+                         pixels,
+                         weight_count,
+                         eps,
+                         static_cast<int>(height),
+                         static_cast<int>(width),
+                         static_cast<int>(images),
+                         static_cast<int>(operations),
+                         static_cast<int>(halo),
+                         static_cast<int>(taps),
+                         static_cast<int>(log_width),
+                         static_cast<int>(log_height),
+                         static_cast<int>(log_images)};
+  start(DA2S_CHOOSE(cell_reach_inner, , channels), "cell_reach_inner", grid, shared, z, call);
 }
 
 }  // namespace
@@ -107,5 +134,6 @@ void cell_convolve(std::vector<int64_t> grid, Tensor table, Tensor packs, Tensor
 
 STABLE_TORCH_LIBRARY_IMPL(da2s_fast, CUDA, library) {
   library.impl("cell_convolve", TORCH_BOX(&da2s_fast::cell_convolve));
+  library.impl("cell_reach_inner", TORCH_BOX(&da2s_fast::cell_reach_inner));
 }
 #endif

@@ -16,7 +16,7 @@ from da2s_fast.ops.cell.plan import CellPlan
 from da2s_fast.ops.cell.triton import compiled, forward
 from da2s_fast.ops.cell.triton.layout import layout_of
 from da2s_fast.ops.cell.triton.tables import tables_of
-from tests.gpu.cells import check, evaluate, on, tiles_of
+from tests.gpu.cells import check, evaluate, gradients_of, on, tiles_of
 from tests.gpu.conftest import ARCHITECTURES, drivers_take_cpu_tensors, executed
 from tests.gpu.ptx import cuda
 from tests.gpu.ptx.errors import KernelFault, Race
@@ -59,7 +59,8 @@ def device(request, monkeypatch) -> Iterator[torch.device]:
     if not cuda.has_nvcc():
         pytest.skip(cuda.MISSING)
     monkeypatch.setattr(compiled, "_library_reason", lambda device: None)
-    monkeypatch.setattr(compiled, "convolve_reason", without_reason(compiled.convolve_reason))
+    for name in ("convolve_reason", "reach_reason"):
+        monkeypatch.setattr(compiled, name, without_reason(getattr(compiled, name)))
     with drivers_take_cpu_tensors(), executed(int(request.param.removeprefix("sm_"))):
         yield torch.device("cpu")
 
@@ -100,10 +101,34 @@ def test_as_accurate_as_eager(device, name):
     check_forward(make_case(PLANS[name], (3, 7, 10), frozen="some"), device)
 
 
-@ONE_PLACE
-def test_gradients_are_as_accurate_as_eager_ones(device):
+@pytest.mark.parametrize(
+    ("device", "name"),
+    [("sm_80", "pools"), ("sm_90", "widest"), ("sm_100", "two layers")],
+    indirect=["device"],
+    ids=["sm_80", "sm_90", "sm_100"],
+)
+def test_gradients_are_as_accurate_as_eager_ones(device, name):
     """Triton's backward pass reads what CUDA's forward pass leaves: z, moments, positions."""
-    check(make_case(PLANS["pools"], (2, 5, 7)), torch.float32, device)
+    check(make_case(PLANS[name], (2, 5, 7)), torch.float32, device)
+
+
+@ONE_PLACE
+def test_gradients_of_a_chunk_of_several_tiles(device):
+    case = make_case(CellPlan(16, ONLY_SEPARABLE, 1, False, ("identity",)), (1, 9, 20))
+    with tiles_of(256):
+        check(case, torch.float32, device)
+
+
+@ONE_PLACE
+def test_weights_that_want_no_gradients_change_no_others(device):
+    case = on(make_case(SMALL, (2, 5, 7)).to(torch.float32), device)
+    _, _, (inputs, p, g, _) = gradients_of(case)
+    mask = [True] * (len(inputs) + 2) + [False]
+    _, _, (own_inputs, own_p, own_g, weights) = gradients_of(case, mask=mask)
+    assert all(torch.equal(*pair) for pair in zip(inputs, own_inputs, strict=True))
+    assert torch.equal(p, own_p)
+    assert torch.equal(g, own_g)
+    assert weights.numel() == 0
 
 
 @ONE_PLACE
@@ -202,14 +227,14 @@ def planted(tmp_path, monkeypatch) -> Callable[..., None]:
         changed.write_text(text.replace(old, new))
         # Only the kernels that are started: they compile in a tenth of the time.
         wrappers = folder / "cuda/cell.cu"
-        kept = re.sub(r"(?m)^DA2S_BOTH\((?!8\)).*$", "", wrappers.read_text())
+        kept = re.sub(r"(?m)^DA2S_CHANNELS\((?!8\)).*$", "", wrappers.read_text())
         wrappers.write_text(kept)
         monkeypatch.setattr(cuda, "SOURCES", folder)
 
     return plant
 
 
-CONVOLVE = "cell/convolve.cuh"
+CONVOLVE, PULL, REACH = "cell/convolve.cuh", "cell/pull.cuh", "cell/reach.cuh"
 
 
 @ONE_ARCHITECTURE
@@ -234,6 +259,26 @@ def test_planted_bugs_are_noticed(device, planted, file, old, new):
 
 
 @ONE_ARCHITECTURE
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        # An output that nobody writes.
+        (REACH, "    to[C] = room.sums[C + threadIdx.x];", ""),
+        # An index off by one: a tap of the kernel that is turned around, an image.
+        (REACH, "taps - 1 - tap", "(taps - tap) % taps"),
+        (REACH, "end < images ? end : images", "end < images ? end : images - 1"),
+        # A row's pitch in the place of a pixel's.
+        (PULL, "gradient + pixel.at * pitch + c", "gradient + pixel.at * C * 2 + c"),
+    ],
+    ids=["sums", "tap", "image", "pitch"],
+)
+def test_planted_bugs_of_the_backward_pass_are_noticed(device, planted, file, old, new):
+    planted(file, old, new)
+    with pytest.raises((Mismatch, KernelFault)):
+        check(make_case(SMALL, (3, 5, 7)), torch.float32, device)
+
+
+@ONE_ARCHITECTURE
 @pytest.mark.parametrize("argument", ["pitch", "chunk_pixels", "width", "halo"])
 def test_wrong_arguments_are_noticed(device, monkeypatch, argument):
     def launch(kernel, grid, **arguments):
@@ -251,12 +296,13 @@ BARRIER = re.compile(r"\n\s*bar\.sync\s+0;")
 
 
 @pytest.mark.skipif(not cuda.has_nvcc(), reason=cuda.MISSING)
-@pytest.mark.parametrize("second", [False, True])
+@pytest.mark.parametrize("second", [False, True], ids=["first layers", "second layers"])
 def test_every_missing_barrier_is_noticed(monkeypatch, second):
     """By the machine; but two of second layers, where a pack has one row.
 
     The first orders lanes of one warp, which tests/csrc/cuda has in another order. Before moments
-    are written, each thread has its own sums.
+    are written, each thread has its own sums. tests/csrc/cuda has `reach_inner` too, whose entry
+    holds the same barriers for several kernel sizes.
     """
     monkeypatch.setattr(compiled, "_library_reason", lambda device: None)
     launches: list[Launch] = []

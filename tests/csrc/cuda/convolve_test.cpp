@@ -5,16 +5,12 @@
 
 #include "cuda/cell/convolve.cuh"
 
-#include <sys/wait.h>
-#include <unistd.h>
-
-#include <cstdio>
 #include <string>
 #include <utility>
 
 #include "buffers.h"
 #include "check.h"
-#include "cpu/isa.h"
+#include "missing.h"
 
 namespace da2s_fast::test {
 namespace {
@@ -217,21 +213,12 @@ std::vector<Operation> with_pools() {
   return all;
 }
 
-// These sources know no instruction sets: once is enough. ThreadSanitizer knows no fibers.
-bool wanted() {
-#ifdef __SANITIZE_THREAD__
-  return false;
-#else
-  return chosen_isa() == Isa::portable;
-#endif
-}
-
 DA2S_TEST(cuda_layers_and_pools_of_several_images) {
-  if (wanted()) Launch<8, false>(with_pools(), 3, 5, 7, 1, 40, 3, 2).run(1).check();
+  if (shim::wanted()) Launch<8, false>(with_pools(), 3, 5, 7, 1, 40, 3, 2).run(1).check();
 }
 
 DA2S_TEST(cuda_reductions) {
-  if (!wanted()) return;
+  if (!shim::wanted()) return;
   std::vector<Operation> all = with_pools();
   all.push_back({cell::kDense, 1, 1, 0, 0});
   all.push_back({cell::kDense, 1, 1, -1, 8});
@@ -239,51 +226,31 @@ DA2S_TEST(cuda_reductions) {
 }
 
 DA2S_TEST(cuda_second_layers) {
-  if (!wanted()) return;
+  if (!shim::wanted()) return;
   Launch<4, true>({{cell::kSeparable, 5, 1, 2}}, 2, 9, 6, 1, 54, 4, 1).run(3).check();
 }
 
 DA2S_TEST(cuda_largest_windows) {
-  if (wanted())
+  if (shim::wanted())
     Launch<32, false>({{cell::kSeparable, 7, 1, 3}}, 1, 3, 9, 1, 27, 2, 0).run(4).check();
 }
 
 DA2S_TEST(cuda_results_do_not_depend_on_the_order_of_threads) {
-  if (!wanted()) return;
+  if (!shim::wanted()) return;
   const auto written = [](unsigned seed) {
     return Launch<8, false>(with_pools(), 2, 5, 7, 1, 64, 3, 1).run(seed).written();
   };
   DA2S_CHECK(written(5) == written(6));
 }
 
-// Whether results without the barrier of a line differ, or the process ends: in one of its own,
-// because what is read too early may be an address.
-bool is_missed(int line, const std::function<std::string(unsigned)>& written,
-               const std::string& correct) {
-  const pid_t child = fork();
-  if (child == 0) {
-    std::freopen("/dev/null", "w", stderr);
-    shim::missing_barrier = line;
-    for (unsigned seed = 8; seed < 12; ++seed)
-      if (written(seed) != correct) _exit(1);
-    _exit(0);
-  }
-  int status = 0;
-  return waitpid(child, &status, 0) == child && status != 0;
-}
-
 DA2S_TEST(cuda_every_missing_barrier_is_noticed) {
-  if (!wanted()) return;
-  const auto written = [](unsigned seed) {
+  if (!shim::wanted()) return;
+  every_missing_barrier_is_noticed([](unsigned seed) {
     // Two tiles; packs that begin with pools or with layers, and a second layer.
     return Launch<16, false>(with_pools(), 1, 16, 32, 1, 512, 3, 0).run(seed).written() +
            Launch<16, false>(kLayers, 1, 16, 32, 1, 512, 3, 0).run(seed).written() +
            Launch<16, true>({kLayers[0]}, 1, 16, 32, 1, 512, 3, 0).run(seed).written();
-  };
-  const std::string correct = written(7);
-  for (const int line : shim::barriers())
-    check(is_missed(line, written, correct),
-          ("the barrier of line " + std::to_string(line)).c_str(), __FILE__, __LINE__);
+  });
 }
 
 }  // namespace

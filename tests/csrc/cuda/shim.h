@@ -16,11 +16,15 @@
 #include <random>
 #include <set>
 #include <stdexcept>
+#include <string>
+#include <utility>
 #include <vector>
 
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/common_interface_defs.h>
 #endif
+
+#include "cpu/isa.h"
 
 #define __device__
 
@@ -86,20 +90,23 @@ class Program {
 };
 
 inline Program* program = nullptr;
-// The line of a barrier that is left out, to see that it is missed.
-inline int missing_barrier = 0;
+// File and line of a barrier.
+using Place = std::pair<std::string, int>;
+// One that is left out, to see that it is missed.
+inline Place missing_barrier;
 
 inline Index thread_index, block_index, grid_size;
 
-// The lines of all barriers so far.
-inline std::set<int>& barriers() {
-  static std::set<int> lines;
-  return lines;
+// All that were come to.
+inline std::set<Place>& barriers() {
+  static std::set<Place> places;
+  return places;
 }
 
-inline void barrier(int line) {
-  barriers().insert(line);
-  if (line != missing_barrier) program->wait(State::barrier);
+inline void barrier(const char* file, int line) {
+  const Place place{file, line};
+  barriers().insert(place);
+  if (place != missing_barrier) program->wait(State::barrier);
 }
 
 inline float from_lane(float value, unsigned lane) {
@@ -177,6 +184,15 @@ inline void Program::run() {
     if (fiber.state != State::done) throw std::runtime_error("a barrier that not all come to");
 }
 
+// These sources know no instruction sets: once is enough. ThreadSanitizer knows no fibers.
+inline bool wanted() {
+#ifdef __SANITIZE_THREAD__
+  return false;
+#else
+  return chosen_isa() == Isa::portable;
+#endif
+}
+
 // Start `body(shared)` for every program of a grid, each with `bytes` of shared memory, all NaN.
 template <class Body>
 void launch(Index grid, unsigned threads, size_t bytes, unsigned seed, Body body) {
@@ -197,6 +213,6 @@ void launch(Index grid, unsigned threads, size_t bytes, unsigned seed, Body body
 #define threadIdx (::da2s_fast::shim::thread_index)
 #define blockIdx (::da2s_fast::shim::block_index)
 #define gridDim (::da2s_fast::shim::grid_size)
-#define __syncthreads() ::da2s_fast::shim::barrier(__LINE__)
+#define __syncthreads() ::da2s_fast::shim::barrier(__FILE__, __LINE__)
 #define __shfl_xor_sync(mask, value, lanes) \
   ::da2s_fast::shim::from_lane(value, (threadIdx.x % 32) ^ unsigned(lanes))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 import struct
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 from torch import Tensor
 
 from da2s_fast.kernels.launch import Launch
-from tests.gpu.ptx.compile import Compiled
+from tests.gpu.ptx.compile import Compiled, Static, said_by_ptxas
 from tests.gpu.ptx.memory import GlobalMemory
 
 _ROOT = Path(__file__).parents[3]
@@ -32,7 +33,13 @@ _FIELDS = {
         ("q", "pixels chunk_pixels"),
         ("d", "eps"),
         ("i", "height width pitch known halo taps log_width log_height log_images"),
-    ]
+    ],
+    "cell_reach_inner": [
+        ("P", "table z gradients weights weight_gradients p_weights g_weights statistics sums"),
+        ("q", "pixels weight_count"),
+        ("d", "eps"),
+        ("i", "height width images operations halo taps log_width log_height log_images"),
+    ],
 }
 
 
@@ -41,9 +48,26 @@ def has_nvcc() -> bool:
     return shutil.which("nvcc") is not None
 
 
-def compile_cuda(launch: Launch, arch: int) -> Compiled:
+class CudaCompiled(Compiled):
+    """An entry of csrc/cuda/cell.cu."""
+
+    @property
+    def static(self) -> Static:
+        """What the ptxas of nvcc says of the entry."""
+        return said_by_ptxas(_registers(self.ptx, self.arch)[self.name], self)
+
+
+def nvcc_version() -> str:
+    """Such as "13.0", or that there is none."""
+    if not has_nvcc():
+        return "(not found)"
+    found = re.search(r"release ([\d.]+)", _nvcc("--version"))
+    return found[1] if found else "(unknown)"
+
+
+def compile_cuda(launch: Launch, arch: int) -> CudaCompiled:
     """The entry that a launch starts, for compute capability `arch`."""
-    return Compiled(
+    return CudaCompiled(
         ptx=ptx_of(arch, SOURCES),
         name=entry_of(launch),
         arch=arch,
@@ -56,7 +80,7 @@ def compile_cuda(launch: Launch, arch: int) -> Compiled:
 
 def entry_of(launch: Launch) -> str:
     """The kernel's name in csrc/cuda/cell.cu."""
-    second = "_second" if launch.arguments["second"] else ""
+    second = "_second" if launch.arguments.get("second") else ""
     return f"{launch.kernel.name}_{launch.arguments['channels']}{second}"
 
 
@@ -81,7 +105,18 @@ def ptx_of(arch: int, sources: Path) -> str:
     return kept.read_text()
 
 
-def _nvcc(*arguments: str) -> None:
+@cache
+def _registers(ptx: str, arch: int) -> dict[str, str]:
+    """What ptxas says, by entry."""
+    with tempfile.TemporaryDirectory() as folder:
+        source, made = Path(folder) / "cell.ptx", Path(folder) / "cell.cubin"
+        source.write_text(ptx)
+        said = _nvcc("-cubin", f"-arch=sm_{arch}", "-Xptxas=-v", str(source), "-o", str(made))
+    parts = re.split(r"Compiling entry function '(\w+)'", said)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def _nvcc(*arguments: str) -> str:
     if not has_nvcc():
         raise RuntimeError(MISSING)
     done = subprocess.run(
@@ -89,6 +124,7 @@ def _nvcc(*arguments: str) -> None:
     )
     if done.returncode:
         raise RuntimeError(f"nvcc refuses {arguments}: {done.stderr}")
+    return done.stdout + done.stderr
 
 
 def parameters_of(launch: Launch, memory: GlobalMemory, read_only: frozenset[str]) -> bytes:
@@ -101,5 +137,7 @@ def parameters_of(launch: Launch, memory: GlobalMemory, read_only: frozenset[str
         value = launch.arguments[name]
         if isinstance(value, Tensor):
             value = memory.add_tensor(name, value, writable=name not in read_only)
+        elif value is None:
+            value = 0
         values.append(value)
     return struct.pack("".join(letter for letter, _ in fields), *values)

@@ -84,6 +84,7 @@ class PtxLauncher:
         else:
             name = launch.kernel.name
             parameters = cuda.parameters_of(launch, memory, self.read_only)
+            parameters = parameters.ljust(kernel.parameter_bytes, b"\0")
         counts = Counts(kernel)
         x, y, z = (*launch.grid, 1, 1)[:3]
         if min(x, y, z) < 1:

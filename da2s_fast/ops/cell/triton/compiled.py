@@ -6,9 +6,11 @@ launch. docs/gpu_meters.md shows both.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from da2s_fast.kernels.launch import CudaKernel
 from da2s_fast.ops._backend import define_operator, has_kernel
@@ -24,7 +26,16 @@ _CONVOLVE = define_operator(
     "float eps, int height, int width, int pitch, bool known, int halo, int taps, int log_width, "
     "int log_height, int log_images, int channels, bool second, int shared) -> ()"
 )
+# As `Reach`; weight_gradients are None where weights want none.
+_REACH_INNER = define_operator(
+    "cell_reach_inner(int[] grid, Tensor table, Tensor z, Tensor(a!) gradients, Tensor weights, "
+    "Tensor(b!)? weight_gradients, Tensor p_weights, Tensor? g_weights, Tensor statistics, "
+    "Tensor(c!) sums, int pixels, int weight_count, float eps, int height, int width, int images, "
+    "int operations, int halo, int taps, int log_width, int log_height, int log_images, "
+    "int channels, int shared) -> ()"
+)
 CONVOLVE = CudaKernel("cell_convolve", torch.ops.da2s_fast.cell_convolve)
+REACH_INNER = CudaKernel("cell_reach_inner", torch.ops.da2s_fast.cell_reach_inner)
 
 # As in csrc/cuda/cell/table.cuh and tile.cuh.
 _CHANNELS = (4, 8, 16, 32, 64)
@@ -45,73 +56,102 @@ class Tile(NamedTuple):
     log_images: int
 
 
-def tile_of(channels: int, height: int, width: int, packs: Packs) -> Tile:
-    """As large as threads can take, unless shared memory is short.
+def tile_of(
+    channels: int, height: int, width: int, shared_of: Callable[[Tile], int]
+) -> dict[str, int]:
+    """The tile by the operators' parameters, with its bytes of shared memory.
 
-    Rows are whole; there are several images only if all of their rows are there. Images are left
-    out until a multiprocessor has room for two programs, then rows until there is room for one.
+    As large as threads can take, unless shared memory is short. Rows are whole; there are several
+    images only if all of their rows are there. Images are left out until a multiprocessor has room
+    for two programs, then rows until there is room for one.
     """
     log_width = max(_RUN, (width - 1).bit_length())
     left = max(0, (_TILE // channels).bit_length() - 1 - log_width)
     log_height = min(left, (height - 1).bit_length())
-    for log_images in range(left - log_height, -1, -1):
-        tile = Tile(log_width, log_height, log_images)
-        if shared_of(channels, tile, packs) <= _SHARED_OF_TWO:
-            return tile
-    for smaller in range(log_height, -1, -1):
-        tile = Tile(log_width, smaller, 0)
-        if shared_of(channels, tile, packs) <= _SHARED:
-            break
-    return tile
+    tile = Tile(log_width, log_height, left - log_height)
+    while tile.log_images and shared_of(tile) > _SHARED_OF_TWO:
+        tile = tile._replace(log_images=tile.log_images - 1)
+    while tile.log_height and shared_of(tile) > _SHARED:
+        tile = Tile(log_width, tile.log_height - 1, 0)
+    return {**tile._asdict(), "shared": shared_of(tile)}
 
 
-def shared_of(channels: int, tile: Tile, packs: Packs) -> int:
-    """Bytes of a program: `Room` of csrc/cuda/cell/convolve.cuh."""
+def _input_of(tile: Tile, packs: Packs) -> int:
+    """Pixels of a tile's input, with its halo."""
     rows = ((1 << tile.log_height) - 1) * packs.stride + 1 + 2 * packs.halo
     columns = ((1 << tile.log_width) - 1) * packs.stride + 1 + 2 * packs.halo | 1
-    doubles = _MOST_ROWS * (2 * channels + _COLUMNS)
-    singles = (
-        channels * (2 + _MOST_ROWS + 2 * _WARPS)
-        + _TILE
-        + 2 * (channels + packs.taps) * channels
-        + (rows << tile.log_images) * columns * channels
-    )
-    return 8 * doubles + 4 * singles
+    return (rows << tile.log_images) * columns
 
 
 def convolve_arguments(layout: Layout, packs: Packs, second: bool) -> dict[str, Any]:
     """What a launch of `CONVOLVE` needs to know of a cell, by the operator's parameters."""
-    channels = layout.plan.mixed_channels
-    tile = tile_of(channels, *layout.after, packs)
-    return {
-        "halo": packs.halo,
-        "taps": packs.taps,
-        **tile._asdict(),
-        "channels": channels,
-        "second": second,
-        "shared": shared_of(channels, tile, packs),
-    }
+    c = layout.plan.mixed_channels
+
+    def shared(tile: Tile) -> int:  # `Room` of csrc/cuda/cell/convolve.cuh
+        doubles = _MOST_ROWS * (2 * c + _COLUMNS)
+        weights = 2 * (c + packs.taps) * c
+        small = c * (2 + _MOST_ROWS + 2 * _WARPS)
+        return 8 * doubles + 4 * (small + _TILE + weights + _input_of(tile, packs) * c)
+
+    tile = tile_of(c, *layout.after, shared)
+    return {"halo": packs.halo, "taps": packs.taps, **tile, "channels": c, "second": second}
+
+
+def reach_arguments(layout: Layout, packs: Packs) -> dict[str, Any]:
+    """As `convolve_arguments`, for `REACH_INNER`."""
+    c = layout.plan.mixed_channels
+
+    def shared(tile: Tile) -> int:  # `ReachRoom` of csrc/cuda/cell/reach.cuh
+        weights = (c + packs.taps) * c
+        small = c * (4 + 2 + 2 * _WARPS)
+        singles = small + weights + 3 * _TILE + _input_of(tile, packs) * c
+        return 8 * (2 * c + _COLUMNS) + 4 * singles
+
+    tile = tile_of(c, *layout.after, shared)
+    return {"halo": packs.halo, "taps": packs.taps, **tile, "channels": c}
 
 
 def convolve_reason(
     layout: Layout, packs: Packs, second: bool, dtype: torch.dtype, device: torch.device
 ) -> str | None:
     """Say why `CONVOLVE` cannot take the layers of a node; None where it can."""
+    if reason := _reason(layout, dtype, device):
+        return reason
     channels = layout.plan.mixed_channels
+    if not second and any(name in DENSE for name in layout.plan.operations):
+        return "dense convolutions are among the candidates"
+    if not second and layout.halves and channels % 8:
+        return f"FactorizedReduce has {channels} channels, no multiple of 8"
+    return _shared_reason(convolve_arguments(layout, packs, second), device)
+
+
+def reach_reason(
+    layout: Layout, packs: Packs, p: Tensor, g: Tensor | None, dtype: torch.dtype
+) -> str | None:
+    """Say why `REACH_INNER` cannot take the second layers of a node; None where it can."""
+    if reason := _reason(layout, dtype, p.device):
+        return reason
+    for name, weights in (("p", p), ("g", g)):
+        if weights is not None and weights.dtype != torch.float32:
+            return f"{name} is {weights.dtype}"
+    return _shared_reason(reach_arguments(layout, packs), p.device)
+
+
+def _reason(layout: Layout, dtype: torch.dtype, device: torch.device) -> str | None:
+    channels, width = layout.plan.mixed_channels, layout.after[1]
     if reason := _library_reason(device):
         return reason
     if dtype != torch.float32:
         return f"arithmetic is in {dtype}"
     if channels not in _CHANNELS:
         return f"candidates see {channels} channels, which are not among {_CHANNELS}"
-    if not second and any(name in DENSE for name in layout.plan.operations):
-        return "dense convolutions are among the candidates"
-    if not second and layout.halves and channels % 8:
-        return f"FactorizedReduce has {channels} channels, no multiple of 8"
-    width = layout.after[1]
-    if (max(width, 1 << _RUN) - 1).bit_length() > (_TILE // channels).bit_length() - 1:
+    if (width - 1).bit_length() > (_TILE // channels).bit_length() - 1:
         return f"{width} pixels of {channels} channels are more than a tile"
-    shared, most = convolve_arguments(layout, packs, second)["shared"], _shared_memory(device)
+    return None
+
+
+def _shared_reason(arguments: dict[str, Any], device: torch.device) -> str | None:
+    shared, most = arguments["shared"], _shared_memory(device)
     if shared > most:
         return f"a program would need {shared} bytes of shared memory, and there are {most}"
     return None

@@ -7,13 +7,6 @@
 
 namespace da2s_fast::cell {
 
-// Kernel, dilation and stride of a depthwise convolution.
-template <int kKernelSize, int kDilationSize, int kStrideSize>
-struct Window {
-  static constexpr int kSize = kKernelSize, kStep = kDilationSize, kJump = kStrideSize;
-  static constexpr int kTaps = kSize * kSize;
-};
-
 // Scale, mean, shift and slope of dz = scale (G - shift - (z - mean) slope), (4, C). Where
 // statistics are given or there is no norm, z has no part in it: shift and slope are 0.
 template <int C, class Call>
@@ -109,34 +102,31 @@ __device__ void write_products(const float (&sums)[4][4], float* shared, float* 
 }
 
 // Add a tile's part to the gradient of the depthwise weights: a thread has a channel of some runs.
-template <int C, class Shape>
+template <int C, int kKernelSize>
 __device__ void add_taps(const float* shared, const Tile& tile, int padding, const float* total,
-                         float (&sums)[Shape::kTaps]) {
-  constexpr int kReach = (kRun - 1) * Shape::kJump + (Shape::kSize - 1) * Shape::kStep + 1;
+                         float (&sums)[kKernelSize * kKernelSize]) {
+  constexpr int kReach = kRun + kKernelSize - 1;
   const int c = threadIdx.x % C;
   const int log_lines = tile.log_height + tile.log_images;
   for (int unit = threadIdx.x / C; unit < pixels_of(tile) / kRun; unit += kThreads / C) {
     const int line = unit & ((1 << log_lines) - 1);
     const int x = (unit >> log_lines) * kRun;
     const int image = line >> tile.log_height, y = line & ((1 << tile.log_height) - 1);
-    const int row = image * tile.rows + y * Shape::kJump + tile.halo - padding;
-    const int column = x * Shape::kJump + tile.halo - padding;
+    const int row = image * tile.rows + y + tile.halo - padding;
+    const int column = x + tile.halo - padding;
     const float* from = shared + (row * tile.columns + column) * C + c;
     const float* behind = total + ((line << tile.log_width) + x) * C + c;
     float g[kRun];
 #pragma unroll
     for (int i = 0; i < kRun; ++i) g[i] = behind[i * C];
 #pragma unroll
-    for (int ky = 0; ky < Shape::kSize; ++ky) {
+    for (int ky = 0; ky < kKernelSize; ++ky) {
 #pragma unroll
       for (int i = 0; i < kReach; ++i) {
-        const float v = from[(ky * Shape::kStep * tile.columns + i) * C];
+        const float v = from[(ky * tile.columns + i) * C];
 #pragma unroll
-        for (int k = 0; k < Shape::kSize; ++k) {
-          const int steps = i - k * Shape::kStep;
-          if (steps >= 0 && steps % Shape::kJump == 0 && steps / Shape::kJump < kRun)
-            sums[ky * Shape::kSize + k] += g[steps / Shape::kJump] * v;
-        }
+        for (int k = 0; k < kKernelSize; ++k)
+          if (i - k >= 0 && i - k < kRun) sums[ky * kKernelSize + k] += g[i - k] * v;
       }
     }
   }

@@ -88,7 +88,7 @@ __device__ void load_spatial(const float* from, int taps, bool turned, float* to
 }
 
 // The chunk's first pass.
-template <int C, class Shape>
+template <int C, int kKernelSize>
 __device__ void pull(const Reach& call, const ReachRoom<C>& room, const Tile& start,
                      int first_image, int end_image) {
   const int64_t* row = room.row;
@@ -97,8 +97,8 @@ __device__ void pull(const Reach& call, const ReachRoom<C>& room, const Tile& st
   const int64_t first = first_image * size, last = end_image * size;
   const int padding = static_cast<int>(row[kPadding]), c = threadIdx.x % kQuads<C> * 4;
   const bool wanted = call.weight_gradients != nullptr;
-  float products[4][4] = {}, taps[Shape::kTaps] = {};
-  load_spatial<C>(call.weights + row[kSpatial], Shape::kTaps, false, room.spatial);
+  float products[4][4] = {}, taps[kKernelSize * kKernelSize] = {};
+  load_spatial<C>(call.weights + row[kSpatial], kKernelSize * kKernelSize, false, room.spatial);
   for (int i = threadIdx.x; i < C * C; i += kThreads)
     room.product[i] = call.weights[row[kProduct] + i];
   for_tiles(start, call.height, first_image, end_image, [&](const Tile& tile) {
@@ -118,11 +118,10 @@ __device__ void pull(const Reach& call, const ReachRoom<C>& room, const Tile& st
       if (pixel.live) store(call.gradients + row[kReached] + pixel.at * C + c, v);
     }
     if (wanted) {
-      depthwise<C, Shape::kSize, Shape::kStep, Shape::kJump>(room.tile, tile, padding, room.spatial,
-                                                             room.between);
+      depthwise<C, kKernelSize, 1, 1>(room.tile, tile, padding, room.spatial, room.between);
       __syncthreads();
       add_products<C>(room.dz, room.between, pixels_of(tile), products);
-      add_taps<C, Shape>(room.tile, tile, padding, room.total, taps);
+      add_taps<C, kKernelSize>(room.tile, tile, padding, room.total, taps);
     }
     // The next tile comes; what was reached is read by other threads.
     __syncthreads();
@@ -130,7 +129,7 @@ __device__ void pull(const Reach& call, const ReachRoom<C>& room, const Tile& st
   if (!wanted) return;
   float* to = call.weight_gradients + blockIdx.x * call.weight_count;
   write_products<C>(products, room.dz, to + row[kProduct]);
-  write_taps<C, Shape::kTaps>(taps, room.dz, to + row[kSpatial]);
+  write_taps<C, kKernelSize * kKernelSize>(taps, room.dz, to + row[kSpatial]);
 }
 
 // A tile's sums of gradients and of gradients times centred values: (warps, C, 2).
@@ -169,7 +168,7 @@ __device__ void through_relu(const float* norm, int c, float4 z, float4 found, f
 }
 
 // The chunk's second pass.
-template <int C, class Shape>
+template <int C, int kKernelSize>
 __device__ void gather_inner(const Reach& call, const ReachRoom<C>& room, const Tile& start,
                              int first_image, int end_image) {
   const int64_t* row = room.row;
@@ -177,12 +176,11 @@ __device__ void gather_inner(const Reach& call, const ReachRoom<C>& room, const 
   const int64_t size = int64_t(call.height) * call.width;
   const int64_t first = first_image * size, last = end_image * size;
   const int padding = static_cast<int>(row[kPadding]), c = threadIdx.x % kQuads<C> * 4;
-  load_spatial<C>(call.weights + row[kSpatial], Shape::kTaps, true, room.spatial);
+  load_spatial<C>(call.weights + row[kSpatial], kKernelSize * kKernelSize, true, room.spatial);
   for_tiles(start, call.height, first_image, end_image, [&](const Tile& tile) {
     load_tile<C>(room.tile, tile, input, call.gradients + row[kReached], C, end_image, Plain{});
     __syncthreads();
-    depthwise<C, Shape::kSize, Shape::kStep, 1>(room.tile, tile, padding, room.spatial,
-                                                room.between);
+    depthwise<C, kKernelSize, 1, 1>(room.tile, tile, padding, room.spatial, room.between);
     __syncthreads();
     float found[kPixels][4] = {}, centred[kPixels][4] = {};
 #pragma unroll
@@ -209,15 +207,15 @@ __device__ void gather_inner(const Reach& call, const ReachRoom<C>& room, const 
   }
 }
 
-template <int C, class Shape>
+template <int C, int kKernelSize>
 __device__ void reach_as(const Reach& call, const ReachRoom<C>& room) {
   const int64_t size = int64_t(call.height) * call.width;
   const int images = static_cast<int>(call.pixels / size);
   const int first = static_cast<int>(blockIdx.x) * call.images, end = first + call.images;
   const Tile tile = tile_of(call.log_width, call.log_height, call.log_images, call.halo, 1);
   const int first_image = first < images ? first : images, end_image = end < images ? end : images;
-  pull<C, Shape>(call, room, tile, first_image, end_image);
-  gather_inner<C, Shape>(call, room, tile, first_image, end_image);
+  pull<C, kKernelSize>(call, room, tile, first_image, end_image);
+  gather_inner<C, kKernelSize>(call, room, tile, first_image, end_image);
 }
 
 template <int C>
@@ -235,9 +233,9 @@ __device__ void reach_inner(const Reach& call, char* shared) {
         static_cast<float>(1 / sqrt(static_cast<double>(inner[C]) + call.eps));
   }
   __syncthreads();
-  if (room.row[kKernel] == 3) reach_as<C, Window<3, 1, 1>>(call, room);
-  if (room.row[kKernel] == 5) reach_as<C, Window<5, 1, 1>>(call, room);
-  if (room.row[kKernel] == 7) reach_as<C, Window<7, 1, 1>>(call, room);
+  if (room.row[kKernel] == 3) reach_as<C, 3>(call, room);
+  if (room.row[kKernel] == 5) reach_as<C, 5>(call, room);
+  if (room.row[kKernel] == 7) reach_as<C, 7>(call, room);
 }
 
 }  // namespace da2s_fast::cell

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from da2s_fast.kernels.cell import rows
-from da2s_fast.kernels.launch import Launch, launched_by
+from da2s_fast.kernels.launch import CudaKernel, Launch, launch, launched_by
 from da2s_fast.ops.cell.plan import CellPlan
 from da2s_fast.ops.cell.triton import compiled, forward
 from da2s_fast.ops.cell.triton.layout import layout_of
@@ -214,6 +214,19 @@ def test_why_it_does_not_run(monkeypatch):
     assert "bytes of shared memory" in reason(wide, (1, 4, 128))
 
 
+def test_operators_take_what_launches_hand_over(monkeypatch):
+    """Names and types of all arguments: what is missing is a kernel for the CPU, and no more."""
+    monkeypatch.setattr(compiled, "_library_reason", lambda device: None)
+    launches: list[Launch] = []
+    with launched_by(launches.append):
+        gradients_of(make_case(SMALL, (2, 5, 7)).to(torch.float32))
+    own = [started for started in launches if isinstance(started.kernel, CudaKernel)]
+    assert {started.kernel for started in own} == {compiled.CONVOLVE, compiled.REACH_INNER}
+    for started in own:
+        with pytest.raises(NotImplementedError, match="'CPU' backend"):
+            launch(started.kernel, started.grid, **started.arguments)
+
+
 @pytest.fixture
 def planted(tmp_path, monkeypatch) -> Callable[..., None]:
     """Return what makes launches run sources in which one text is replaced by another."""
@@ -310,14 +323,14 @@ def test_every_missing_barrier_is_noticed(monkeypatch, second):
     # Two tiles of one chunk; packs with and without pools.
     with tiles_of(512), launched_by(launches.append):
         forward_of(make_case(plan, (1, 20, 20)).to(torch.float32))
-    *_, launch = [
+    *_, last = [
         one
         for one in launches
         if one.kernel is compiled.CONVOLVE and one.arguments["second"] == second
     ]
-    entry = cuda.entry_of(launch)
-    PtxLauncher(80)(launch)
-    barriers = barriers_of(cuda.compile_cuda(launch, 80).ptx, entry)
+    entry = cuda.entry_of(last)
+    PtxLauncher(80)(last)
+    barriers = barriers_of(cuda.compile_cuda(last, 80).ptx, entry)
     unnoticed = []
     for number, (start, end) in enumerate(barriers):
 
@@ -325,7 +338,7 @@ def test_every_missing_barrier_is_noticed(monkeypatch, second):
             return text[:start] + text[end:]
 
         try:
-            PtxLauncher(80, change=drop)(launch)
+            PtxLauncher(80, change=drop)(last)
         except Race:
             continue
         unnoticed.append(number)

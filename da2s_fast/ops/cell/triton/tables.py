@@ -389,13 +389,16 @@ def _reach(layers: Sequence[Layer]) -> tuple[int, int, int]:
     return halo, taps, max((row.stride for row in layers), default=1)
 
 
+_SECTOR = 4  # numbers
+
+
 def _upload(lists: Iterable[Sequence[tuple[int, ...]]], device: torch.device) -> list[Rows]:
-    """Every list as rows on the device, all in one tensor."""
-    lists = list(lists)
-    numbers = [number for own in lists for row in own for number in row]
-    tensor = torch.tensor([*numbers, 0], dtype=torch.int64).to(device)
-    found, start = [], 0
+    """Every list as rows on the device, all in one tensor, each at the start of a sector."""
+    numbers: list[int] = []
+    places = []
     for own in lists:
-        found.append(Rows(tensor[start:], len(own)))
-        start += sum(map(len, own))
-    return found
+        places.append((len(numbers), len(own)))
+        numbers += [number for row in own for number in row]
+        numbers += [0] * (-len(numbers) % _SECTOR)
+    tensor = torch.tensor([*numbers, 0], dtype=torch.int64).to(device)
+    return [Rows(tensor[start:], length) for start, length in places]

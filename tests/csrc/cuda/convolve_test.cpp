@@ -8,8 +8,8 @@
 #include <string>
 #include <utility>
 
-#include "buffers.h"
-#include "check.h"
+#include "../buffers.h"
+#include "../check.h"
 #include "missing.h"
 
 namespace da2s_fast::test {

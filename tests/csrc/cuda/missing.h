@@ -7,7 +7,7 @@
 #include <cstdio>
 #include <string>
 
-#include "check.h"
+#include "../check.h"
 #include "shim.h"
 
 namespace da2s_fast::test {

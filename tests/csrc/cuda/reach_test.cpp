@@ -7,8 +7,8 @@
 
 #include <string>
 
-#include "buffers.h"
-#include "check.h"
+#include "../buffers.h"
+#include "../check.h"
 #include "missing.h"
 
 namespace da2s_fast::test {

@@ -120,7 +120,7 @@ def cuda_extension() -> Extension:
             "cxx": [TARGET_TORCH, "-DUSE_CUDA", *CPU_FLAGS],
             "nvcc": [TARGET_TORCH, "-DUSE_CUDA", "-O3", *flags],
         },
-        depends=sources("**/*.h") + sources("cuda/*.cuh"),
+        depends=sources("**/*.h") + sources("cuda/**/*.cuh"),
         py_limited_api=True,
     )
 
@@ -146,6 +146,7 @@ class BuildCompiled(BuildExtension):
         reason = why_no_cuda()
         if reason:
             record["_cuda"] = {"built": False, "reason": reason}
+            print(f"note: da2s_fast._cuda is not built: {reason}", file=sys.stderr)
         for extension in wanted:
             self.extensions = [extension]
             reason = self._build(extension)

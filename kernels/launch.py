@@ -1,4 +1,4 @@
-"""How Triton kernels are started, so that everything that starts them can be run elsewhere.
+"""How kernels are started, so that everything that starts them can be run elsewhere.
 
 A GPU is one place; tests have others, which execute the compiled code of a kernel without one.
 """
@@ -14,18 +14,30 @@ FUSION = True
 """Multiplications and additions are fused: Triton's default, which is about to change."""
 
 
+class CudaKernel(NamedTuple):
+    """A kernel of csrc/cuda.
+
+    Attributes:
+        name: for messages and meters.
+        operator: of the compiled library; takes the grid, then the arguments by name.
+    """
+
+    name: str
+    operator: Callable[..., None]
+
+
 class Launch(NamedTuple):
     """One launch of a kernel.
 
     Attributes:
-        kernel: the function under `triton.jit`.
+        kernel: the function under `triton.jit`, or a kernel of csrc/cuda.
         grid: programs along each of up to three axes.
         arguments: by the names of the kernel's parameters: tensors, numbers, tuples of them, None,
             and the compile-time constants.
-        warps: warps of a program.
-        stages: of software pipelining.
-        registers: of a thread at most; None leaves that to ptxas, which may rather spill than use
-            them.
+        warps: warps of a program; Triton's.
+        stages: of software pipelining; Triton's.
+        registers: of a thread at most, Triton's; None leaves that to ptxas, which may rather spill
+            than use them.
     """
 
     kernel: Any
@@ -38,6 +50,9 @@ class Launch(NamedTuple):
 
 def on_device(started: Launch) -> None:
     """Start a kernel on the current device's current stream."""
+    if isinstance(started.kernel, CudaKernel):
+        started.kernel.operator(list(started.grid), **started.arguments)
+        return
     started.kernel[started.grid](
         **started.arguments,
         num_warps=started.warps,

@@ -113,6 +113,20 @@ GROUP = tl.constexpr(len(Group._fields))
 ) = (tl.constexpr(column) for column in range(len(Group._fields)))  # fmt: skip
 
 
+class Pack(NamedTuple):
+    """Consecutive rows of layers that read one input: what a program of csrc/cuda computes.
+
+    Attributes:
+        first: index of the first row.
+        length: how many.
+        pools: how many of them are pools, which come first.
+    """
+
+    first: int
+    length: int
+    pools: int
+
+
 class Part(NamedTuple):
     """A convolution of the preprocessing; FactorizedReduce has two, identity one without weights.
 

@@ -7,6 +7,9 @@
 #include "cpu/mixed_sum.h"
 
 namespace da2s_fast::test {
+
+void cuda_overrun();
+
 namespace {
 
 constexpr int64_t kElements = 33;
@@ -51,8 +54,11 @@ bool plant(const char* name) {
   const struct {
     const char* name;
     void (*run)();
-  } mistakes[] = {
-      {"overrun", overrun}, {"short-vector", short_vector}, {"overflow", overflow}, {"race", race}};
+  } mistakes[] = {{"overrun", overrun},
+                  {"short-vector", short_vector},
+                  {"overflow", overflow},
+                  {"race", race},
+                  {"cuda-overrun", cuda_overrun}};
   for (const auto& mistake : mistakes)
     if (std::strcmp(mistake.name, name) == 0) {
       mistake.run();

@@ -8,12 +8,15 @@ The fixture `device` hands out tensors' device and stands for one place after th
   imported, so these tests have a process of their own, which `test_interpreted.py` starts.
 """
 
+from __future__ import annotations
+
 import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -22,6 +25,9 @@ import da2s_fast.ops  # noqa: F401 - registers the drivers
 from da2s_fast.kernels.launch import launched_by
 from da2s_fast.ops import _triton
 from tests.ops.conftest import poisoned_memory  # noqa: F401 - used by all tests here
+
+if TYPE_CHECKING:
+    from tests.gpu.ptx.launcher import PtxLauncher
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 ARCHITECTURES = (80, 90, 100)
@@ -63,13 +69,14 @@ def drivers_take_cpu_tensors() -> Iterator[None]:
 
 
 @contextmanager
-def executed(architecture: int) -> Iterator[None]:
+def executed(architecture: int) -> Iterator[PtxLauncher]:
     """Inside, launches execute the code compiled for an architecture, on CPU tensors."""
     from tests.gpu.ptx.launcher import PtxLauncher  # noqa: PLC0415 - it needs a compiling Triton
 
-    with pytest.MonkeyPatch.context() as patch, launched_by(PtxLauncher(architecture)):
+    launcher = PtxLauncher(architecture)
+    with pytest.MonkeyPatch.context() as patch, launched_by(launcher):
         patch.setattr(_triton, "architecture", lambda device: architecture)
-        yield
+        yield launcher
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from da2s_fast.nn import Cell, MixedOp, use_backend
 from da2s_fast.ops import _triton
 from da2s_fast.ops.cell import memory
 from da2s_fast.ops.cell.function import update_running
-from da2s_fast.ops.cell.triton import drivers
+from da2s_fast.ops.cell.triton import compiled, drivers
 from da2s_fast.ops.cell.triton.tables import tables_of
 from tests.gpu.cells import on
 from tests.gpu.test_launches import Called, fake  # noqa: F401 - a fixture
@@ -45,6 +45,7 @@ def gpu(fake, monkeypatch) -> Iterator[list[torch.device]]:  # noqa: F811
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 0)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 0)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(compiled, "_shared_memory", lambda device: 227 << 10)
     monkeypatch.setattr(memory, "_answers", {})
     caches = tables_of, drivers._table
     for cache in caches:

@@ -38,7 +38,7 @@ def visible(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "H100")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "H100")
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**34, 2**36))
     monkeypatch.setattr(torch, "zeros", on_cpu)
     _triton.device_reason.cache_clear()

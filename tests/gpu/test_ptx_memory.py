@@ -349,3 +349,22 @@ def test_asynchronous_copies_nobody_waited_for(wait: str) -> None:
 def test_waiting_for_too_few_copies() -> None:
     with pytest.raises(UninitializedRead):
         _staged(_STAGED.replace("LEFT", "1").replace("SIZE", "16"))
+
+
+def test_offsets_to_32_bit_addresses_wrap_around() -> None:
+    """Nvcc counts down from the first byte, and adds more than it went below."""
+    body = """
+    mov.u32 %r0, dynamic;
+    sub.u32 %r0, %r0, 32;
+    mad.lo.u32 %r1, %tid, 4, %r0;
+    st.shared.b32 [%r1+32], %tid;
+    ld.shared.b32 %r2, [%r1+32];
+    mad.wide.u32 %at, %index, 4, %t0;
+    st.global.b32 [%at], %r2;
+    """
+    x = torch.zeros(32, dtype=torch.int32)
+    run(kernel(body, 1), x, shared=128)
+    assert torch.equal(x, torch.arange(32, dtype=torch.int32))
+    below = body.replace("[%r1+32]", "[%r1+28]")
+    with pytest.raises(MemoryFault, match="4 bytes at shared address 4294967292 of 128"):
+        run(kernel(below, 1), x, shared=128)

@@ -12,14 +12,21 @@ from da2s_fast.kernels import tuning
 from da2s_fast.ops import mixed_sum_triton
 from da2s_fast.ops.cell.triton import forward
 from da2s_fast.spaces.space import DA2S
+from tests.gpu.ptx.cuda import MISSING, has_nvcc, nvcc_version
 from tests.gpu.ptx.meter import widths
 from tests.gpu.ptx.parse import parse
 from tests.gpu.ptx.snippets import kernel
 from tests.gpu.report import network, table
-from tests.gpu.report.cases import CASES, EXECUTED, SMALL
+from tests.gpu.report.cases import CASES, EXECUTED, SMALL, in_cuda
 from tests.gpu.report.compiled import compiled_rows
 from tests.gpu.report.executed import executed_rows
 from tests.gpu.report.measure import counted_network
+
+needs_nvcc = pytest.mark.skipif(not has_nvcc(), reason=MISSING)
+
+
+def compilers() -> dict[str, str]:
+    return {"triton": triton.__version__, "nvcc": nvcc_version()}
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +51,7 @@ def test_every_case_is_in_the_table(committed):
         ("mixed_sum", 100),
         ("separable_conv", 80),
         ("cell, C=32, reduction", 90),
+        pytest.param(in_cuda("cell, C=32, reduction"), 90, marks=needs_nvcc),
     ],
 )
 def test_compiled_code_is_no_worse(committed, name, architecture):
@@ -52,7 +60,14 @@ def test_compiled_code_is_no_worse(committed, name, architecture):
 
 
 @pytest.mark.parametrize(
-    "name", ["discretization_loss", "mixed_sum", "separable_conv, C=144", SMALL]
+    "name",
+    [
+        "discretization_loss",
+        "mixed_sum",
+        "separable_conv, C=144",
+        SMALL,
+        pytest.param(in_cuda(SMALL), marks=needs_nvcc),
+    ],
 )
 def test_executed_code_is_no_worse(committed, name):
     rows = executed_rows(name, EXECUTED[name], 80)
@@ -60,13 +75,16 @@ def test_executed_code_is_no_worse(committed, name):
 
 
 @pytest.mark.parametrize("memory", ["save", "recompute"])
-def test_the_network_makes_no_more_launches(committed, memory):
-    assert table.worse(committed, table.NETWORK, [counted_network(memory)]) == []
+@pytest.mark.parametrize("cuda", [False, True], ids=["triton", "cuda"])
+def test_the_network_makes_no_more_launches(committed, memory, cuda):
+    """Kernels of csrc/cuda take the place of others: launch by launch."""
+    row = counted_network(in_cuda(memory) if cuda else memory) | {"case": memory}
+    assert table.worse(committed, table.NETWORK, [row]) == []
 
 
 @pytest.mark.parametrize("section", [table.COMPILED, table.EXECUTED, table.NETWORK])
 def test_whatever_is_worse_is_said(committed, section):
-    committed = {**committed, "triton": triton.__version__}
+    committed = {**committed, **compilers()}
     rows = deepcopy(committed[section])
     assert table.worse(committed, section, rows) == []
     more = [n for n in table.MORE_IS_WORSE if n in rows[0]]
@@ -110,7 +128,7 @@ def test_planted_waste_is_noticed(monkeypatch):
     def rows():
         return compiled_rows("mixed_sum", CASES["mixed_sum"], 80)
 
-    before = {"triton": triton.__version__, table.COMPILED: rows()}
+    before = {**compilers(), table.COMPILED: rows()}
     with monkeypatch.context() as patch:
         patch.setitem(tuning.TABLE, "mixed_sum", {80: tuning.Parameters(warps=1)})
         said = " ".join(table.worse(before, table.COMPILED, rows()))

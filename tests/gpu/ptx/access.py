@@ -22,17 +22,23 @@ LOCAL_WINDOW = 1 << 61
 
 
 def address_reader(machine: Machine, operand: Operand) -> Read:
-    """Addresses of lanes as unsigned 64-bit numbers, one for every lane."""
+    """Addresses of lanes as unsigned 64-bit numbers, one for every lane.
+
+    An offset to a register of 32 bits is added in 32 bits: nvcc lets it wrap around.
+    """
     if not isinstance(operand, Address):
         raise NotImplementedError(f"address {operand}")
     base = operand.base
     wide = not isinstance(base, Register) or SIZE[base.type] == 8
     read = machine.registers.reader(base, "u64" if wide else "u32")
     offset = np.uint64(operand.offset & ((1 << 64) - 1))
+    narrow = np.uint32(operand.offset & ((1 << 32) - 1))
     fixed = not isinstance(base, Register)
 
     def addresses(at: At) -> Any:
-        found = read(at) if wide else read(at).astype(np.uint64)
+        if not wide:
+            return (read(at) + narrow).astype(np.uint64)
+        found = read(at)
         if fixed:
             return np.full(count(at), found + offset, np.uint64)
         return found + offset if offset else found

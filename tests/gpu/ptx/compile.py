@@ -157,7 +157,11 @@ def _ask_ptxas(compiled: Compiled) -> Static:
         )
     if done.returncode:
         raise RuntimeError(f"ptxas refuses {compiled.name}: {done.stderr}")
-    said = done.stdout + done.stderr
+    return said_by_ptxas(done.stdout + done.stderr, compiled)
+
+
+def said_by_ptxas(said: str, compiled: Compiled) -> Static:
+    """What `ptxas -v` says of one kernel."""
 
     def number(pattern: str) -> int:
         match = re.search(pattern, said)

@@ -1,4 +1,4 @@
-"""Executes launches of Triton kernels on CPU tensors, by their PTX for an architecture."""
+"""Executes launches of kernels on CPU tensors, by their PTX for an architecture."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from da2s_fast.kernels.launch import Launch
+from da2s_fast.kernels.launch import CudaKernel, Launch
+from tests.gpu.ptx import cuda
 from tests.gpu.ptx.compile import Compiled, compile_launch
 from tests.gpu.ptx.machine import Machine
 from tests.gpu.ptx.memory import GlobalMemory
@@ -22,7 +23,7 @@ _FORMATS = {
     "i64": "q", "u64": "Q", "fp16": "e", "fp32": "f", "f32": "f", "fp64": "d",
 }  # fmt: skip
 
-_parsed: dict[str, Kernel] = {}
+_parsed: dict[tuple[str, str], Kernel] = {}
 
 
 @dataclass(frozen=True)
@@ -66,13 +67,24 @@ class PtxLauncher:
             KernelFault: see errors.py.
             NotImplementedError: for what the machine cannot execute.
         """
-        compiled = compile_launch(launch, self.arch)
+        of_triton = not isinstance(launch.kernel, CudaKernel)
+        if of_triton:
+            compiled = compile_launch(launch, self.arch)
+        else:
+            compiled = cuda.compile_cuda(launch, self.arch)
         text = self.change(compiled.ptx) if self.change else compiled.ptx
-        kernel = _parsed.get(text)
+        key = text, compiled.name
+        kernel = _parsed.get(key)
         if kernel is None:
-            kernel = _parsed[text] = parse(text, compiled.name)
+            kernel = _parsed[key] = parse(text, compiled.name)
         memory = GlobalMemory()
-        parameters = self._parameters(kernel, compiled, launch.arguments, memory)
+        if of_triton:
+            name = compiled.name
+            parameters = self._parameters(kernel, compiled, launch.arguments, memory)
+        else:
+            name = launch.kernel.name
+            parameters = cuda.parameters_of(launch, memory, self.read_only)
+            parameters = parameters.ljust(kernel.parameter_bytes, b"\0")
         counts = Counts(kernel)
         x, y, z = (*launch.grid, 1, 1)[:3]
         if min(x, y, z) < 1:
@@ -95,13 +107,13 @@ class PtxLauncher:
                 one.name: (int(one.read.sum()), int(one.written.sum()))
                 for one in memory.allocations
             },
-            kernel=compiled.name,
+            kernel=name,
             grid=launch.grid,
             arch=self.arch,
             warps=compiled.warps,
             compiled=compiled,
         )
-        meter.kernels[compiled.name] += 1
+        meter.kernels[name] += 1
         self.meters.append(read_counts(counts, meter))
 
     def _parameters(

@@ -7,19 +7,22 @@ they are only compiled, because what a launch is compiled for depends on shapes 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
-from da2s_fast.kernels.launch import Launch, launched_by
+from da2s_fast.kernels.launch import CudaKernel, Launch, launched_by
 from da2s_fast.ops import discretization_loss_triton, mixed_sum_triton, separable_conv_triton
 from da2s_fast.ops.cell.cost import Size, stages
 from da2s_fast.ops.cell.plan import CellPlan
 from da2s_fast.ops.cell.reference import Memory
-from da2s_fast.ops.cell.triton import backward, forward
+from da2s_fast.ops.cell.triton import backward, compiled, forward
 from da2s_fast.ops.mixed_sum import BATCH
 from da2s_fast.spaces.space import DA2S, DARTS
 
@@ -43,12 +46,15 @@ class CellCase:
 
     Attributes:
         sizes: (channels, height, width) of its inputs.
+        cuda: kernels of csrc/cuda take what they can; only they are metered then, the others are
+            those of the same case without.
     """
 
     plan: CellPlan
     sizes: tuple[tuple[int, int, int], ...]
     dtype: torch.dtype = torch.float32
     memory: Memory = "save"
+    cuda: bool = False
 
     def run(self, images: int, device: str) -> None:
         plan, type_ = self.plan, {"device": device, "dtype": self.dtype}
@@ -58,11 +64,12 @@ class CellCase:
         shapes = plan.weight_shapes([size[0] for size in self.sizes])
         weights = [_tensor(*shape, device=device) for shape in shapes]
         settings = [], list(plan.code), EPS, self.memory == "save"
-        output, statistics, saved = forward.cell(inputs, p, g, weights, [], *settings)
-        backward.cell_backward(
-            torch.ones_like(output), inputs, p, g, weights, statistics, saved, *settings,
-            [True] * (len(inputs) + 3),
-        )  # fmt: skip
+        with cuda_kernels() if self.cuda else nullcontext():
+            output, statistics, saved = forward.cell(inputs, p, g, weights, [], *settings)
+            backward.cell_backward(
+                torch.ones_like(output), inputs, p, g, weights, statistics, saved, *settings,
+                [True] * (len(inputs) + 3),
+            )  # fmt: skip
 
     def least(self) -> Least:
         """For one image, by the rule of da2s_fast/ops/cell/cost.py; no weights."""
@@ -73,6 +80,18 @@ class CellCase:
         return dict(found)
 
 
+@contextmanager
+def cuda_kernels() -> Iterator[None]:
+    """Inside, drivers choose kernels of csrc/cuda for tensors of any device."""
+    with patch.object(compiled, "_library_reason", lambda device: None):
+        yield
+
+
+def is_metered(case: Case, launch: Launch) -> bool:
+    """Whether a launch belongs into the rows of a case."""
+    return isinstance(launch.kernel, CudaKernel) or not getattr(case, "cuda", False)
+
+
 _BACKWARD = ("begin", "candidate_sums", "reach_inner", "reach_states", "leave", "finish")
 
 
@@ -80,7 +99,7 @@ def _kernels_of(stage: str) -> tuple[str, ...]:
     if "backward" in stage:
         return _BACKWARD
     if stage.startswith("bundle"):
-        return ("convolve",)
+        return ("convolve", "cell_convolve")
     return ("mix",) if stage.startswith("node") else ("prepare", "settle")
 
 
@@ -170,7 +189,7 @@ def _cell(channels: int, side: int, *inputs: int, reduces: bool = False, **more:
 
 
 _PARTIAL = CellPlan(16, DARTS.primitives, DARTS.nodes, False, _BOTH, 4)
-CASES: dict[str, Case] = {
+_CASES: dict[str, Case] = {
     "discretization_loss": LossCase(),
     "mixed_sum": MixedSumCase((16, 32, 32)),
     "mixed_sum, channels_last": MixedSumCase((16, 32, 32), layout=torch.channels_last),
@@ -188,14 +207,36 @@ CASES: dict[str, Case] = {
     "cell, C=64": _cell(64, 8, 256, 256),
     "cell, C=64, reduction": _cell(64, 16, 128, 128, reduces=True),
 }
+_CUDA = ", CUDA"
+
+
+def in_cuda(name: str) -> str:
+    """The case's name with kernels of csrc/cuda."""
+    return name + _CUDA
+
+
+def is_cuda(name: str) -> bool:
+    """Whether that is a name of `in_cuda`."""
+    return name.endswith(_CUDA)
+
+
+def _both(cases: dict[str, Case]) -> Iterator[tuple[str, Case]]:
+    """Cells in single precision once more behind themselves, with kernels of csrc/cuda."""
+    for name, case in cases.items():
+        yield name, case
+        if isinstance(case, CellCase) and case.dtype == torch.float32 and case.memory == "save":
+            yield in_cuda(name), replace(case, cuda=True)
+
+
+CASES: dict[str, Case] = dict(_both(_CASES))
 SMALL = "cell, C=16, 8x8"
 """Executed in little time, for the tests."""
-EXECUTED: dict[str, Case] = {**CASES, SMALL: _cell(16, 8, 48, 64)}
+EXECUTED: dict[str, Case] = {**CASES, **dict(_both({SMALL: _cell(16, 8, 48, 64)}))}
 
 
 def launches_of(case: Case) -> list[Launch]:
-    """All launches of a batch, in order; nothing is executed."""
+    """All launches of a batch that are metered, in order; nothing is executed."""
     found: list[Launch] = []
     with launched_by(found.append):
         case.run(BATCH_SIZE, "meta")
-    return found
+    return [launch for launch in found if is_metered(case, launch)]

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from da2s_fast.kernels.launch import CudaKernel
 from tests.gpu.ptx.compile import Compiled, compile_launch
+from tests.gpu.ptx.cuda import compile_cuda
 from tests.gpu.ptx.meter import classify, widths
 from tests.gpu.ptx.parse import Kernel, parse
 from tests.gpu.report.cases import Case, launches_of
 
 Row = dict[str, Any]
 
-_parsed: dict[str, Kernel] = {}
+_parsed: dict[tuple[str, str], Kernel] = {}
 
 
 def compiled_rows(name: str, case: Case, arch: int) -> list[Row]:
@@ -21,11 +23,16 @@ def compiled_rows(name: str, case: Case, arch: int) -> list[Row]:
     Triton compiles a kernel anew where numbers are divisible by 16 or not, for example.
     """
     counts: Counter[str] = Counter()
-    variants: dict[str, dict[int, Compiled]] = {}
+    variants: dict[str, dict[Any, Compiled]] = {}
     for launch in launches_of(case):
-        compiled = compile_launch(launch, arch)
-        counts[compiled.name] += 1
-        variants.setdefault(compiled.name, {})[id(compiled)] = compiled
+        if isinstance(launch.kernel, CudaKernel):
+            compiled: Compiled = compile_cuda(launch, arch)
+            kernel, key = launch.kernel.name, (compiled.name, compiled.shared)
+        else:
+            compiled = compile_launch(launch, arch)
+            kernel, key = compiled.name, (id(compiled), 0)
+        counts[kernel] += 1
+        variants.setdefault(kernel, {})[key] = compiled
     return [
         {
             "case": name,
@@ -52,9 +59,10 @@ def _worst(variants: list[Compiled]) -> Row:
 
 
 def _kernel(compiled: Compiled) -> Kernel:
-    if compiled.ptx not in _parsed:
-        _parsed[compiled.ptx] = parse(compiled.ptx, compiled.name)
-    return _parsed[compiled.ptx]
+    key = compiled.ptx, compiled.name
+    if key not in _parsed:
+        _parsed[key] = parse(compiled.ptx, compiled.name)
+    return _parsed[key]
 
 
 def _wide(kernel: Kernel) -> float:

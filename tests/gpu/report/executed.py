@@ -8,7 +8,7 @@ from typing import Any
 from da2s_fast.kernels.launch import launched_by
 from tests.gpu.ptx.launcher import PtxLauncher
 from tests.gpu.ptx.meter import Meter, total
-from tests.gpu.report.cases import Case
+from tests.gpu.report.cases import Case, is_metered
 
 Row = dict[str, Any]
 SECTOR = 32
@@ -16,21 +16,22 @@ SECTOR = 32
 # What is there once, however many images a batch has; all else is there for every image, or, as
 # sums are, for every chunk of images.
 _ONCE = (
-    "table", "layers", "completed", "weights", "p_weights", "g_weights", "statistics", "mean",
-    "variance", "slope", "mean_grad", "grad_weights", "to_p", "to_g", "to_weights", "spatial",
-    "channel", "to_spatial", "to_channel",
+    "table", "packs", "layers", "completed", "weights", "p_weights", "g_weights", "statistics",
+    "mean", "variance", "slope", "mean_grad", "grad_weights", "to_p", "to_g", "to_weights",
+    "spatial", "channel", "to_spatial", "to_channel",
 )  # fmt: skip
 
 
 def executed_rows(name: str, case: Case, arch: int) -> list[Row]:
     """A row for each kernel that a case launches, for one image."""
     launcher = PtxLauncher(arch)
-    with launched_by(launcher):
+    with launched_by(lambda launch: launcher(launch) if is_metered(case, launch) else None):
         case.run(1, "cpu")
     rows = rows_of(name, launcher.meters, arch)
     for kernels, size in case.least().items():
-        last = [row for row in rows if row["kernel"] in kernels][-1]
-        last["least"] = size
+        last = [row for row in rows if row["kernel"] in kernels][-1:]
+        for row in last:
+            row["least"] = size
     return rows
 
 

@@ -6,17 +6,21 @@ import multiprocessing
 import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 import triton
 
 from benchmarks import traffic
+from da2s_fast.kernels.launch import CudaKernel, Launch
 from da2s_fast.ops.cell.reference import Memory
 from da2s_fast.spaces.space import DA2S
+from tests.gpu.ptx.cuda import nvcc_version
 from tests.gpu.ptx.launcher import PtxLauncher
+from tests.gpu.ptx.meter import Meter
 from tests.gpu.report import network
-from tests.gpu.report.cases import BATCH_SIZE, CASES, EXECUTED
+from tests.gpu.report.cases import BATCH_SIZE, CASES, EXECUTED, cuda_kernels, in_cuda, is_cuda
 from tests.gpu.report.compiled import compiled_rows
 from tests.gpu.report.executed import executed_rows, rows_of
 from tests.gpu.report.table import Report, Row
@@ -48,6 +52,7 @@ def measure() -> Report:
         rows = [[row for job in own for row in job.result()] for own in waiting]
     return {
         "triton": triton.__version__,
+        "nvcc": nvcc_version(),
         "batch": BATCH_SIZE,
         "network": rows[0],
         "executed": rows[1],
@@ -71,11 +76,15 @@ def _executed(name: str, arch: int) -> list[Row]:
     return executed_rows(name, EXECUTED[name], arch)
 
 
-def counted_network(memory: Memory) -> Row:
-    """What of the network's row needs nothing executed."""
-    one, two = (network.run_step(memory, lambda launch: None, images=images) for images in (1, 2))
+def counted_network(name: str) -> Row:
+    """What of the network's row needs nothing executed, by the row's name."""
+    with cuda_kernels() if is_cuda(name) else nullcontext():
+        one, two = (
+            network.run_step(_memory_of(name), lambda launch: None, images=images)
+            for images in (1, 2)
+        )
     return {
-        "case": memory,
+        "case": name,
         "kernel": "all",
         "arch": _FIRST,
         "launches": one.launches.total(),
@@ -85,13 +94,32 @@ def counted_network(memory: Memory) -> Row:
     }
 
 
+def _memory_of(name: str) -> Memory:
+    return "save" if name.startswith("save") else "recompute"
+
+
 def executed_network(memory: Memory) -> list[Row]:
-    """The network's row, with the sectors of all launches."""
+    """The network's rows, with the sectors of all launches; then with kernels of csrc/cuda."""
     launcher = PtxLauncher(_FIRST)
     network.run_step(memory, launcher)
-    rows = rows_of("network", launcher.meters, _FIRST)
+    before, launcher.meters = launcher.meters, []
+
+    def start(launch: Launch) -> None:
+        # What is left to Triton has been metered.
+        if isinstance(launch.kernel, CudaKernel):
+            launcher(launch)
+        else:
+            launcher.meters.append(before[len(launcher.meters)])
+
+    with cuda_kernels():
+        network.run_step(memory, start)
+    return [_network_row(memory, before), _network_row(in_cuda(memory), launcher.meters)]
+
+
+def _network_row(name: str, meters: list[Meter]) -> Row:
+    rows = rows_of("network", meters, _FIRST)
     least = traffic.search_network(
         DA2S, network.CHANNELS, network.CELLS, 1, network.SIDE, needs_weights=True
     )
-    summed = {name: sum(row[name] for row in rows) for name in _SUMMED}
-    return [{**counted_network(memory), **summed, "least": least}]
+    summed = {part: sum(row[part] for row in rows) for part in _SUMMED}
+    return {**counted_network(name), **summed, "least": least}

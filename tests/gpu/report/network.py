@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from da2s_fast.kernels.launch import Launch, launched_by
+from da2s_fast.kernels.launch import CudaKernel, Launch, launched_by
 from da2s_fast.nn import ArchitectureParameters, SuperNetwork
 from da2s_fast.ops.cell.reference import Memory
 from da2s_fast.ops.cell.triton import backward, forward
@@ -56,7 +56,7 @@ def run_step(
     step = Step()
 
     def started(launch: Launch) -> None:
-        step.launches[launch.kernel.__name__] += 1
+        step.launches[kernel_of(launch)] += 1
         start(launch)
 
     network = _network(memory)
@@ -86,6 +86,12 @@ def _network(memory: Memory) -> SuperNetwork:
     network.memory = memory
     network.memory_format = torch.contiguous_format  # as on GPUs
     return network
+
+
+def kernel_of(launch: Launch) -> str:
+    """The name of what is launched."""
+    kernel = launch.kernel
+    return kernel.name if isinstance(kernel, CudaKernel) else kernel.__name__
 
 
 class _Calls(TorchDispatchMode):

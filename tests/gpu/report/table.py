@@ -11,6 +11,8 @@ from typing import Any
 import triton
 
 from da2s_fast.search.checkpoint import write_text
+from tests.gpu.ptx.cuda import nvcc_version
+from tests.gpu.report.cases import is_cuda
 
 Row = dict[str, Any]
 Report = dict[str, Any]
@@ -60,20 +62,13 @@ def text_of(report: Report) -> str:
 def worse(committed: Report, section: str, found: Sequence[Row]) -> list[str]:
     """What of a section's rows is worse than the committed ones of the same cases.
 
-    Where Triton is not the one of the table, only what does not depend on it is compared, with a
-    warning that says so.
+    Where a compiler is not the one of the table, only what does not depend on it is compared, with
+    a warning that says so.
     """
     places = {(row["case"], row["arch"]) for row in found}
     rows = [row for row in committed[section] if (row["case"], row["arch"]) in places]
     known, now = ({_key(row): row for row in own} for own in (rows, found))
-    comparable = {*MORE_IS_WORSE, *LESS_IS_WORSE}
-    if committed["triton"] != triton.__version__:
-        comparable -= {*_BY_COMPILER}
-        warnings.warn(
-            f"the meters are of Triton {committed['triton']}, this is {triton.__version__}: "
-            f"{', '.join(_BY_COMPILER)} are NOT compared",
-            stacklevel=2,
-        )
+    others = {compiler_of(row) for row in found} & _other_compilers(committed)
     said = [f"{_name(key)}: not launched any more" for key in known if key not in now]
     for key, row in now.items():
         if key not in known:
@@ -82,9 +77,30 @@ def worse(committed: Report, section: str, found: Sequence[Row]) -> list[str]:
         said += [
             f"{_name(key)}: {name} {value}, was {known[key][name]}"
             for name, value in row.items()
-            if name in comparable and _is_worse(name, value, known[key][name])
+            if name in (*MORE_IS_WORSE, *LESS_IS_WORSE)
+            and not (name in _BY_COMPILER and compiler_of(row) in others)
+            and _is_worse(name, value, known[key][name])
         ]
     return said
+
+
+def compiler_of(row: Row) -> str:
+    """Who compiled what a row is about."""
+    return "nvcc" if is_cuda(row["case"]) else "triton"
+
+
+def _other_compilers(committed: Report) -> set[str]:
+    """Those that are not the table's, each with a warning."""
+    other = set()
+    for name, version in (("triton", triton.__version__), ("nvcc", nvcc_version())):
+        if committed[name] != version:
+            other.add(name)
+            warnings.warn(
+                f"the meters are of {name.title()} {committed[name]}, this is {version}: "
+                f"{', '.join(_BY_COMPILER)} are NOT compared",
+                stacklevel=3,
+            )
+    return other
 
 
 def all_worse(committed: Report, found: Report) -> list[str]:
@@ -116,11 +132,17 @@ def page_of(report: Report) -> str:
             "tests/gpu/test_report.py",
             "does so for what is quick to measure. No time is among them: times on GPUs are "
             "unmeasured.",
-            f"Compiled by Triton {report['triton']}, whose ptxas says registers and spills; what "
-            "is executed is that",
-            "code, by the PTX machine of the tests. Another Triton compiles otherwise: there, "
-            "launches, calls,",
-            "atomics and different sectors are compared, the rest is not, and a warning says so.",
+            f"Compiled by Triton {report['triton']} and nvcc {report['nvcc']}, whose ptxas says "
+            "registers and spills; what is",
+            "executed is that code, by the PTX machine of the tests. Another compiler compiles "
+            "otherwise: there,",
+            "launches, calls, atomics and different sectors are compared, the rest is not, and a "
+            "warning says so.",
+            "",
+            "Rows of CUDA are those of the kernels of csrc/cuda, which take the place of Triton's "
+            "of the case above",
+            "where they were compiled: `cell_convolve` that of `convolve`, and so on. The case's "
+            "other kernels stay Triton's.",
             "",
             *_network_section(report),
             "",

@@ -30,6 +30,7 @@ from da2s_fast.kernels.launch import launch
 from da2s_fast.ops._triton import launched_as
 from da2s_fast.ops.cell.operations import CONVS, DENSE
 from da2s_fast.ops.cell.operator import layout as memory_format
+from da2s_fast.ops.cell.triton import compiled
 from da2s_fast.ops.cell.triton.forward import Call, cdiv, layers
 from da2s_fast.ops.cell.triton.layout import block_of, layout_of
 from da2s_fast.ops.cell.triton.tables import Round, tables_of
@@ -225,12 +226,43 @@ class _Backward:
     def _reach_inner(self, step: Round) -> None:
         if not step.second.length:
             return
+        call = self.call
+        reason = compiled.reach_reason(call.layout, step.second_packs, call.p, call.g, call.z.dtype)
+        if reason is None:
+            self._reach_inner_compiled(step)
+            return
         launch(
             reach.reach_inner,
             (self.call.layout.image_chunks, step.second.length, self._parts(1)),
             **self._launched("reach_inner", self._numbers),
             table=step.second.table,
             **self._products(),
+        )
+
+    def _reach_inner_compiled(self, step: Round) -> None:
+        """What `reach_inner` computes, by the kernel of csrc/cuda."""
+        call, layout = self.call, self.call.layout
+        height, width = layout.after
+        launch(
+            compiled.REACH_INNER,
+            (layout.image_chunks, step.second.length),
+            table=step.second.table,
+            z=call.z,
+            gradients=self.gradients,
+            weights=call.weights,
+            weight_gradients=self.weight_gradients if self.for_weights else None,
+            p_weights=call.p,
+            g_weights=call.g,
+            statistics=call.statistics,
+            sums=self.sums,
+            pixels=layout.pixels(layout.plan.inputs),
+            weight_count=self.weight_count,
+            eps=call.eps,
+            height=height,
+            width=width,
+            images=layout.images,
+            operations=len(layout.plan.operations),
+            **compiled.reach_arguments(layout, step.second_packs),
         )
 
     def _reach_states(self, step: Round) -> None:

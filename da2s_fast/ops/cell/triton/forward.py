@@ -24,8 +24,9 @@ from da2s_fast.kernels.launch import launch
 from da2s_fast.ops._triton import launched_as, precision_of, rounds_to_tf32
 from da2s_fast.ops.cell.operator import accumulation_dtype
 from da2s_fast.ops.cell.operator import layout as memory_format
+from da2s_fast.ops.cell.triton import compiled
 from da2s_fast.ops.cell.triton.layout import TF32_MARK, Layout, block_of, layout_of
-from da2s_fast.ops.cell.triton.tables import Round, Tables, tables_of
+from da2s_fast.ops.cell.triton.tables import Packs, Round, Rows, Tables, tables_of
 
 
 @dataclass
@@ -208,6 +209,11 @@ def layers(call: Call, step: Round) -> None:
     for second, own in enumerate((step.first, step.second)):
         if not own.length:
             continue
+        packs = step.second_packs if second else step.first_packs
+        reason = compiled.convolve_reason(layout, packs, bool(second), call.z.dtype, call.z.device)
+        if reason is None:
+            _convolve_compiled(call, step, own, packs, bool(second))
+            continue
         launch(
             convolve.convolve,
             (layout.chunks, own.length, cdiv(plan.mixed_channels, options["BLOCK"])),
@@ -233,6 +239,31 @@ def layers(call: Call, step: Round) -> None:
             **call.area(step.node),
             **options,
         )
+
+
+def _convolve_compiled(call: Call, step: Round, own: Rows, packs: Packs, second: bool) -> None:
+    """What `convolve` computes, by the kernel of csrc/cuda."""
+    layout, plan = call.layout, call.layout.plan
+    area = call.area(step.node)
+    launch(
+        compiled.CONVOLVE,
+        (layout.chunks, packs.rows.length),
+        table=own.table,
+        packs=packs.rows.table,
+        source=call.z if second else call.states,
+        z=call.z,
+        weights=call.weights,
+        moments=call.moments,
+        statistics=call.statistics,
+        pixels=area["pixels"],
+        chunk_pixels=area["tiles_per_chunk"] * layout.tile,
+        eps=call.eps,
+        height=area["height"],
+        width=area["width"],
+        pitch=plan.mixed_channels if second else plan.channels,
+        known=call.known,
+        **compiled.convolve_arguments(layout, packs, second),
+    )
 
 
 def _mix(call: Call, step: Round, output: Tensor) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from da2s_fast.kernels.cell import rows
-from da2s_fast.kernels.cell.rows import Group, Layer, Part
+from da2s_fast.kernels.cell.rows import Group, Layer, Pack, Part
 from da2s_fast.ops.cell.operations import CONVS, DENSE, NONE, POOLS, SKIP
 from da2s_fast.ops.cell.plan import EdgePlan
 from da2s_fast.ops.cell.triton.layout import Key, Layout, layout_of
@@ -24,12 +24,30 @@ class Rows(NamedTuple):
     length: int
 
 
+class Packs(NamedTuple):
+    """Rows of layers by their input, and what the widest of them needs.
+
+    Attributes:
+        rows: of `Pack`.
+        halo: pixels that windows reach beyond an output's own.
+        taps: of a depthwise convolution.
+        stride: of any row.
+    """
+
+    rows: Rows
+    halo: int
+    taps: int
+    stride: int
+
+
 class Round(NamedTuple):
     """The launches of a node: forward, then backward.
 
     Attributes:
-        first: first layers and pools of its edges.
+        first: first layers and pools of its edges, one source after the other.
         second: second layers of separable convolutions.
+        first_packs: of the former.
+        second_packs: of the latter, each its own.
         mixed: all its candidates, then a bypass for every edge.
         groups: what reaches a state, for every state before the node.
         reaching: the rows of all groups.
@@ -38,6 +56,8 @@ class Round(NamedTuple):
     node: int
     first: Rows
     second: Rows
+    first_packs: Packs
+    second_packs: Packs
     mixed: Rows
     groups: Rows
     reaching: Rows
@@ -99,6 +119,7 @@ class _Builder:
         inputs = [self._input(i) for i in range(plan.inputs)]
         states = [self._group(state, 0, []) for state in plan.states]
         lists: list[Sequence[tuple[int, ...]]] = [parts, inputs, states]
+        packs: list[tuple[int, int, int]] = []
         completed = [self._input_sums(i) for i in plan.preprocess_norms]
         normalized = len(completed)
         # Behind the first node the inputs are complete, behind others the node before.
@@ -110,6 +131,7 @@ class _Builder:
                 if node == nodes[-1 if again else 0]:
                     edge = next(e for e in edges if e.source == source)
                     first.append(self._pool(edge, name))
+            first.sort(key=lambda row: (row.source, row.kind not in _POOL_KINDS))
             mixed = [row for edge in edges for row in self._candidates(edge)]
             second = [row for row in mixed if row.inner >= 0]
             if plan.partial_channels > 1:
@@ -130,15 +152,27 @@ class _Builder:
                 reaching += own
             for state, (start, length) in sums.items():
                 groups[state] = groups[state]._replace(first_sum=start, sums=length)
-            lists += [first, second, mixed, groups, reaching]
+            packs += [_reach(first), _reach(second)]
+            lists += [first, second, _packs(first), _packs(second), mixed, groups, reaching]
             sums = {node: (len(completed), len(mixed))}
             completed += mixed
         lists.append(completed)
         on_device = iter(_upload(lists, device))
         parts_, inputs_, states_ = (next(on_device) for _ in range(3))
-        rounds = [
-            Round(node, *(next(on_device) for _ in range(5))) for node in plan.states[plan.inputs :]
-        ]
+        reaches = iter(packs)
+        rounds = []
+        for node in plan.states[plan.inputs :]:
+            first_, second_, first_packs, second_packs = (next(on_device) for _ in range(4))
+            rounds.append(
+                Round(
+                    node,
+                    first_,
+                    second_,
+                    Packs(first_packs, *next(reaches)),
+                    Packs(second_packs, *next(reaches)),
+                    *(next(on_device) for _ in range(3)),
+                )
+            )
         completed_ = next(on_device)
         candidates = Rows(
             completed_.table[normalized * len(Layer._fields) :], completed_.length - normalized
@@ -331,13 +365,40 @@ _POOL_KINDS = (rows.MAXIMUM.value, rows.AVERAGE.value)
 _WITHOUT_LAYERS = (*_POOL_KINDS, rows.SKIP.value, rows.NOTHING.value, rows.BYPASS.value)
 
 
-def _upload(lists: Iterable[Sequence[tuple[int, ...]]], device: torch.device) -> list[Rows]:
-    """Every list as rows on the device, all in one tensor."""
-    lists = list(lists)
-    numbers = [number for own in lists for row in own for number in row]
-    tensor = torch.tensor([*numbers, 0], dtype=torch.int64).to(device)
-    found, start = [], 0
-    for own in lists:
-        found.append(Rows(tensor[start:], len(own)))
-        start += sum(map(len, own))
+_MOST_ROWS = 8
+"""Of a pack, see csrc/cuda/cell/table.cuh."""
+
+
+def _packs(layers: Sequence[Layer]) -> list[Pack]:
+    """Neighbours that read the same input."""
+    found: list[Pack] = []
+    for place, row in enumerate(layers):
+        pool = int(row.kind in _POOL_KINDS)
+        last = found[-1] if found else None
+        if last and last.length < _MOST_ROWS and layers[last.first].source == row.source:
+            found[-1] = last._replace(length=last.length + 1, pools=last.pools + pool)
+        else:
+            found.append(Pack(place, 1, pool))
     return found
+
+
+def _reach(layers: Sequence[Layer]) -> tuple[int, int, int]:
+    """The largest halo, number of taps and stride."""
+    halo = max((abs(row.padding) for row in layers), default=0)
+    taps = max((row.kernel**2 for row in layers if row.kind == rows.SEPARABLE.value), default=0)
+    return halo, taps, max((row.stride for row in layers), default=1)
+
+
+_SECTOR = 4  # numbers
+
+
+def _upload(lists: Iterable[Sequence[tuple[int, ...]]], device: torch.device) -> list[Rows]:
+    """Every list as rows on the device, all in one tensor, each at the start of a sector."""
+    numbers: list[int] = []
+    places = []
+    for own in lists:
+        places.append((len(numbers), len(own)))
+        numbers += [number for row in own for number in row]
+        numbers += [0] * (-len(numbers) % _SECTOR)
+    tensor = torch.tensor([*numbers, 0], dtype=torch.int64).to(device)
+    return [Rows(tensor[start:], length) for start, length in places]

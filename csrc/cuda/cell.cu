@@ -1,0 +1,139 @@
+// The kernels of csrc/cuda/cell, and the operators that start them. Without torch (DA2S_STANDALONE)
+// there are only the kernels: that is how tests compile them.
+#include "cell/convolve.cuh"
+#include "cell/reach.cuh"
+
+// `resident`: programs that a multiprocessor has shared memory for, and registers must suffice for.
+#define DA2S_KERNEL(name, Call, resident, ...)                                      \
+  extern "C" __global__ void __launch_bounds__(da2s_fast::cell::kThreads, resident) \
+      name(const __grid_constant__ da2s_fast::cell::Call call) {                    \
+    extern __shared__ __align__(16) char shared[];                                  \
+    da2s_fast::cell::__VA_ARGS__(call, shared);                                     \
+  }
+#define DA2S_CHANNELS(C)                                                         \
+  DA2S_KERNEL(cell_convolve_##C, Convolve, (C > 16 ? 1 : 2), convolve<C, false>) \
+  DA2S_KERNEL(cell_convolve_##C##_second, Convolve, 2, convolve<C, true>)        \
+  DA2S_KERNEL(cell_reach_inner_##C, Reach, 1, reach_inner<C>)
+
+DA2S_CHANNELS(4)
+DA2S_CHANNELS(8)
+DA2S_CHANNELS(16)
+DA2S_CHANNELS(32)
+DA2S_CHANNELS(64)
+
+#ifndef DA2S_STANDALONE
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <optional>
+#include <vector>
+
+namespace da2s_fast {
+namespace {
+
+using torch::stable::Tensor;
+
+template <class T>
+T* data(const Tensor& tensor) {
+  return static_cast<T*>(tensor.mutable_data_ptr());
+}
+
+void check(cudaError_t error, const char* kernel) {
+  STD_TORCH_CHECK(error == cudaSuccess, kernel, ": ", cudaGetErrorString(error));
+}
+
+// The kernel for a number of channels; `name##suffix` is none of them.
+#define DA2S_CHOOSE(name, suffix, channels) \
+  ((channels) == 4    ? name##_4##suffix    \
+   : (channels) == 8  ? name##_8##suffix    \
+   : (channels) == 16 ? name##_16##suffix   \
+   : (channels) == 32 ? name##_32##suffix   \
+   : (channels) == 64 ? name##_64##suffix   \
+                      : nullptr)
+
+// On the current device, which is the tensors', and its current stream.
+template <class Call>
+void start(void (*kernel)(Call), const char* name, const std::vector<int64_t>& grid, int64_t shared,
+           const Tensor& where, const Call& call) {
+  STD_TORCH_CHECK(kernel != nullptr, name, ": there is no kernel for so many channels");
+  STD_TORCH_CHECK(grid.size() == 2, name, ": a grid of two axes was expected");
+  void* stream = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(where.get_device_index(), &stream));
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             static_cast<int>(shared)),
+        name);
+  const dim3 programs(static_cast<unsigned>(grid[0]), static_cast<unsigned>(grid[1]));
+  kernel<<<programs, cell::kThreads, shared, static_cast<cudaStream_t>(stream)>>>(call);
+  check(cudaGetLastError(), name);
+}
+
+void cell_convolve(std::vector<int64_t> grid, Tensor table, Tensor packs, Tensor source, Tensor z,
+                   Tensor weights, Tensor moments, Tensor statistics, int64_t pixels,
+                   int64_t chunk_pixels, double eps, int64_t height, int64_t width, int64_t pitch,
+                   bool known, int64_t halo, int64_t taps, int64_t log_width, int64_t log_height,
+                   int64_t log_images, int64_t channels, bool second, int64_t shared) {
+  const cell::Convolve call{data<int64_t>(table),
+                            data<int64_t>(packs),
+                            data<float>(source),
+                            data<float>(z),
+                            data<float>(weights),
+                            data<double>(moments),
+                            data<float>(statistics),
+                            pixels,
+                            chunk_pixels,
+                            eps,
+                            static_cast<int>(height),
+                            static_cast<int>(width),
+                            static_cast<int>(pitch),
+                            known,
+                            static_cast<int>(halo),
+                            static_cast<int>(taps),
+                            static_cast<int>(log_width),
+                            static_cast<int>(log_height),
+                            static_cast<int>(log_images)};
+  start(second ? DA2S_CHOOSE(cell_convolve, _second, channels)
+               : DA2S_CHOOSE(cell_convolve, , channels),
+        "cell_convolve", grid, shared, z, call);
+}
+
+void cell_reach_inner(std::vector<int64_t> grid, Tensor table, Tensor z, Tensor gradients,
+                      Tensor weights, std::optional<Tensor> weight_gradients, Tensor p_weights,
+                      std::optional<Tensor> g_weights, Tensor statistics, Tensor sums,
+                      int64_t pixels, int64_t weight_count, double eps, int64_t height,
+                      int64_t width, int64_t images, int64_t operations, int64_t halo, int64_t taps,
+                      int64_t log_width, int64_t log_height, int64_t log_images, int64_t channels,
+                      int64_t shared) {
+  const cell::Reach call{data<int64_t>(table),
+                         data<float>(z),
+                         data<float>(gradients),
+                         data<float>(weights),
+                         weight_gradients ? data<float>(*weight_gradients) : nullptr,
+                         data<float>(p_weights),
+                         g_weights ? data<float>(*g_weights) : nullptr,
+                         data<float>(statistics),
+                         data<double>(sums),
+                         pixels,
+                         weight_count,
+                         eps,
+                         static_cast<int>(height),
+                         static_cast<int>(width),
+                         static_cast<int>(images),
+                         static_cast<int>(operations),
+                         static_cast<int>(halo),
+                         static_cast<int>(taps),
+                         static_cast<int>(log_width),
+                         static_cast<int>(log_height),
+                         static_cast<int>(log_images)};
+  start(DA2S_CHOOSE(cell_reach_inner, , channels), "cell_reach_inner", grid, shared, z, call);
+}
+
+}  // namespace
+}  // namespace da2s_fast
+
+STABLE_TORCH_LIBRARY_IMPL(da2s_fast, CUDA, library) {
+  library.impl("cell_convolve", TORCH_BOX(&da2s_fast::cell_convolve));
+  library.impl("cell_reach_inner", TORCH_BOX(&da2s_fast::cell_reach_inner));
+}
+#endif

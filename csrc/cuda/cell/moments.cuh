@@ -1,0 +1,75 @@
+// Moments of z: of a chunk where they are made, of the batch where they are needed.
+//
+// A chunk sums differences from a pivot, the mean of its own first tile, so that no digits cancel:
+// single precision over a tile, double precision over tiles.
+#pragma once
+
+#include "tile.cuh"
+
+namespace da2s_fast::cell {
+
+// Add up lanes of a warp that have the same channels; all get the sum.
+template <int C>
+__device__ float across_lanes(float v) {
+#pragma unroll
+  for (int step = kQuads<C>; step < 32; step *= 2) v += __shfl_xor_sync(0xffffffffu, v, step);
+  return v;
+}
+
+// Write a warp's sums of differences from the pivots and of their squares: (warps, C, 2).
+template <int C>
+__device__ void add_up(const float (&values)[kPixels][4], const bool (&live)[kPixels],
+                       const float* pivots, float* partial) {
+  const int lane = threadIdx.x % 32, c = threadIdx.x % kQuads<C> * 4;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float pivot = pivots == nullptr ? 0 : pivots[c + i];
+    float sum = 0, squares = 0;
+#pragma unroll
+    for (int j = 0; j < kPixels; ++j) {
+      const float off = live[j] ? values[j][i] - pivot : 0;
+      sum += off;
+      squares += off * off;
+    }
+    sum = across_lanes<C>(sum);
+    squares = across_lanes<C>(squares);
+    if (lane < kQuads<C>) {
+      float* to = partial + (threadIdx.x / 32 * C + c + i) * 2;
+      to[0] = sum;
+      to[1] = squares;
+    }
+  }
+}
+
+// The sum over warps of one number of a channel.
+template <int C>
+__device__ double across_warps(const float* partial, int c, int which) {
+  double sum = 0;
+  for (int warp = 0; warp < kWarps; ++warp) sum += partial[(warp * C + c) * 2 + which];
+  return sum;
+}
+
+// Merge the partial moments (chunks, 2, C) of one channel of all chunks.
+__device__ inline void merge(const double* moments, int c, int width, int chunks,
+                             int64_t chunk_pixels, int64_t pixels, double& mean, double& variance) {
+  // Around the first chunk's mean, so that the sum over chunks is one of small numbers.
+  const double first = moments[c];
+  double shift = 0;
+  for (int chunk = 0; chunk < chunks && chunk * chunk_pixels < pixels; ++chunk) {
+    const int64_t left = pixels - chunk * chunk_pixels;
+    const double size = static_cast<double>(left < chunk_pixels ? left : chunk_pixels);
+    shift += size * (moments[chunk * 2 * width + c] - first);
+  }
+  shift /= static_cast<double>(pixels);
+  double total = 0;
+  for (int chunk = 0; chunk < chunks && chunk * chunk_pixels < pixels; ++chunk) {
+    const int64_t left = pixels - chunk * chunk_pixels;
+    const double size = static_cast<double>(left < chunk_pixels ? left : chunk_pixels);
+    const double off = moments[chunk * 2 * width + c] - first - shift;
+    total += moments[(chunk * 2 + 1) * width + c] + size * off * off;
+  }
+  mean = first + shift;
+  variance = total / static_cast<double>(pixels);
+}
+
+}  // namespace da2s_fast::cell

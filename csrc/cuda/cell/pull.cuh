@@ -1,0 +1,151 @@
+// From the gradient behind a norm to the one before the layer's product, and the layer's weights.
+#pragma once
+
+#include "depthwise.cuh"
+#include "moments.cuh"
+#include "table.cuh"
+
+namespace da2s_fast::cell {
+
+// Scale, mean, shift and slope of dz = scale (G - shift - (z - mean) slope), (4, C). Where
+// statistics are given or there is no norm, z has no part in it: shift and slope are 0.
+template <int C, class Call>
+__device__ void coefficients(const Call& call, const int64_t* row, float* to) {
+  const int c = threadIdx.x;
+  if (c >= C) return;
+  float scale = 1, mean = 0, shift = 0, slope = 0;
+  const int64_t edge = row[kEdge], place = row[kStatistics];
+  if (edge >= 0) {
+    scale = call.p_weights[edge * call.operations + row[kOperation]];
+    if (call.g_weights != nullptr) scale *= call.g_weights[edge];
+  }
+  if (place >= 0) {
+    mean = call.statistics[place + c];
+    const double variance = call.statistics[place + C + c];
+    const float rstd = static_cast<float>(1 / sqrt(variance + call.eps));
+    scale *= rstd;
+    if (row[kFrozen] == 0) {
+      double gradients = 0, products = 0;
+      const double* sums = call.sums + row[kSums] + c;
+      for (unsigned chunk = 0; chunk < gridDim.x; ++chunk) {
+        gradients += sums[chunk * 2 * C];
+        products += sums[(chunk * 2 + 1) * C];
+      }
+      const double pixels = static_cast<double>(call.pixels), exact = rstd;
+      shift = static_cast<float>(gradients / pixels);
+      slope = static_cast<float>(products * exact * exact / pixels);
+    }
+  }
+  to[c] = scale, to[C + c] = mean, to[2 * C + c] = shift, to[3 * C + c] = slope;
+}
+
+// dz of a tile, (pixels, C), 0 where there is no pixel.
+template <int C, class Call>
+__device__ void load_dz(const Call& call, const int64_t* row, const float* coefficients,
+                        const Tile& tile, int64_t first, int64_t last, float* to) {
+  const int c = threadIdx.x % kQuads<C> * 4;
+  const bool given = row[kFrozen] != 0 || row[kStatistics] < 0;
+  const float* gradient = call.gradients + row[kGradient];
+  const int pitch = static_cast<int>(row[kGradientPitch]);
+  const float* scale = coefficients + c;
+#pragma unroll
+  for (int j = 0; j < kPixels; ++j) {
+    if (index_of<C>(j) >= pixels_of(tile)) continue;
+    const Pixel pixel = pixel_of<C>(j, tile, call.height, call.width, first, last);
+    float4 dz = make_float4(0, 0, 0, 0);
+    if (pixel.live) {
+      const float4 g = *reinterpret_cast<const float4*>(gradient + pixel.at * pitch + c);
+      const float4 z = *reinterpret_cast<const float4*>(call.z + row[kZ] + pixel.at * C + c);
+      const auto back = [&](float g, float z, int i) {
+        const float through = scale[2 * C + i] + (z - scale[C + i]) * scale[3 * C + i];
+        return scale[i] * (g - (given ? 0 : through));
+      };
+      dz = make_float4(back(g.x, z.x, 0), back(g.y, z.y, 1), back(g.z, z.z, 2), back(g.w, z.w, 3));
+    }
+    reinterpret_cast<float4*>(to)[index_of<C>(j) * kQuads<C> + c / 4] = dz;
+  }
+}
+
+// Add a tile's part to the gradient of the product's weights: a thread has 4 outputs x 4 inputs of
+// some of the pixels.
+template <int C>
+__device__ void add_products(const float* dz, const float* between, int pixels,
+                             float (&sums)[4][4]) {
+  constexpr int kParts = kQuads<C> * kQuads<C>;
+  const int out = threadIdx.x % kParts / kQuads<C>, in = threadIdx.x % kQuads<C>;
+  for (int p = threadIdx.x / kParts; p < pixels; p += kThreads / kParts) {
+    const float4 g = reinterpret_cast<const float4*>(dz)[p * kQuads<C> + out];
+    const float4 v = reinterpret_cast<const float4*>(between)[p * kQuads<C> + in];
+    const float gs[4] = {g.x, g.y, g.z, g.w}, vs[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+    for (int o = 0; o < 4; ++o)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sums[o][i] += gs[o] * vs[i];
+  }
+}
+
+// Write (C, C): the threads' parts in order, through shared memory of 16 numbers per thread.
+template <int C>
+__device__ void write_products(const float (&sums)[4][4], float* shared, float* to) {
+  constexpr int kParts = kQuads<C> * kQuads<C>;
+#pragma unroll
+  for (int i = 0; i < 16; ++i) shared[i * kThreads + threadIdx.x] = sums[i / 4][i % 4];
+  __syncthreads();
+  for (int i = threadIdx.x; i < C * C; i += kThreads) {
+    const int out = i / C, in = i % C;
+    const float* from = shared + (out % 4 * 4 + in % 4) * kThreads + out / 4 * kQuads<C> + in / 4;
+    float sum = 0;
+    for (int part = 0; part < kThreads; part += kParts) sum += from[part];
+    to[i] = sum;
+  }
+  __syncthreads();
+}
+
+// Add a tile's part to the gradient of the depthwise weights: a thread has a channel of some runs.
+template <int C, int kKernelSize>
+__device__ void add_taps(const float* shared, const Tile& tile, int padding, const float* total,
+                         float (&sums)[kKernelSize * kKernelSize]) {
+  constexpr int kReach = kRun + kKernelSize - 1;
+  const int c = threadIdx.x % C;
+  const int log_lines = tile.log_height + tile.log_images;
+  for (int unit = threadIdx.x / C; unit < pixels_of(tile) / kRun; unit += kThreads / C) {
+    const int line = unit & ((1 << log_lines) - 1);
+    const int x = (unit >> log_lines) * kRun;
+    const int image = line >> tile.log_height, y = line & ((1 << tile.log_height) - 1);
+    const int row = image * tile.rows + y + tile.halo - padding;
+    const int column = x + tile.halo - padding;
+    const float* from = shared + (row * tile.columns + column) * C + c;
+    const float* behind = total + ((line << tile.log_width) + x) * C + c;
+    float g[kRun];
+#pragma unroll
+    for (int i = 0; i < kRun; ++i) g[i] = behind[i * C];
+#pragma unroll
+    for (int ky = 0; ky < kKernelSize; ++ky) {
+#pragma unroll
+      for (int i = 0; i < kReach; ++i) {
+        const float v = from[(ky * tile.columns + i) * C];
+#pragma unroll
+        for (int k = 0; k < kKernelSize; ++k)
+          if (i - k >= 0 && i - k < kRun) sums[ky * kKernelSize + k] += g[i - k] * v;
+      }
+    }
+  }
+}
+
+// Write (C, taps): the threads' parts in order, through shared memory of as many numbers as taps
+// per thread.
+template <int C, int kTaps>
+__device__ void write_taps(const float (&sums)[kTaps], float* shared, float* to) {
+#pragma unroll
+  for (int tap = 0; tap < kTaps; ++tap) shared[tap * kThreads + threadIdx.x] = sums[tap];
+  __syncthreads();
+  for (int i = threadIdx.x; i < kTaps * C; i += kThreads) {
+    const int c = i / kTaps, tap = i % kTaps;
+    float sum = 0;
+    for (int part = 0; part < kThreads; part += C) sum += shared[tap * kThreads + part + c];
+    to[i] = sum;
+  }
+  __syncthreads();
+}
+
+}  // namespace da2s_fast::cell

@@ -1,0 +1,241 @@
+// Through second layers of separable convolutions and ReLU to their inner norm, as `reach_inner` of
+// kernels/cell/reach.py has it.
+//
+// Grid (chunks of whole images, rows). A program goes over its images twice, tile by tile. First
+// from the gradient behind the norm through the product: the result is what the convolution hands
+// back, and goes to a room in global memory; next to it the layer's input, in shared memory with
+// its halo, gives the depthwise output again, and with them the gradients of all weights, which
+// stay in registers from tile to tile. Then, behind a barrier, that room comes back into shared
+// memory with a halo: the gradient of the input is a depthwise convolution with the kernel turned
+// around.
+#pragma once
+
+#include "convolve.cuh"
+#include "pull.cuh"
+
+namespace da2s_fast::cell {
+
+// What a launch is given; tests/gpu/ptx/cuda.py packs the same fields.
+struct Reach {
+  const int64_t* table;  // of `Layer`, second layers
+  const float* z;
+  float* gradients;  // all of them
+  const float* weights;
+  float* weight_gradients;  // (chunks, weight_count), or none
+  const float* p_weights;   // (edges, operations)
+  const float* g_weights;   // (edges,), or none
+  const float* statistics;
+  double* sums;  // of gradients, partial; those of inner norms are written
+  int64_t pixels;
+  int64_t weight_count;
+  double eps;
+  int height;
+  int width;
+  int images;      // of a chunk
+  int operations;  // columns of p
+  int halo;        // pixels around a tile
+  int taps;        // most of a depthwise convolution
+  int log_width;   // extents of a tile
+  int log_height;
+  int log_images;
+};
+
+// Shared memory of a program, in this order; what is behind `dz` also holds the threads' parts of
+// gradients of weights while they are added up.
+template <int C>
+struct ReachRoom {
+  double* sums;         // (2, C) of the chunk
+  int64_t* row;         // of the table
+  float* coefficients;  // (4, C)
+  float* norm;          // (2, C)
+  float* partial;       // (warps, C, 2)
+  float* product;       // (outputs, C)
+  float* spatial;       // (taps, C)
+  float* dz;            // (pixels of the tile, C)
+  float* total;         // likewise
+  float* between;       // likewise
+  float* tile;
+
+  __device__ ReachRoom(char* shared, int taps) {
+    sums = reinterpret_cast<double*>(shared);
+    row = reinterpret_cast<int64_t*>(sums + 2 * C);
+    coefficients = reinterpret_cast<float*>(row + kLayer);
+    norm = coefficients + 4 * C;
+    partial = norm + 2 * C;
+    product = partial + kWarps * C * 2;
+    spatial = product + C * C;
+    dz = spatial + taps * C;
+    total = dz + kTilePixels<C> * C;
+    between = total + kTilePixels<C> * C;
+    tile = between + kTilePixels<C> * C;
+  }
+};
+
+// Call `work(tile)` for every tile of a chunk of whole images.
+template <class Work>
+__device__ void for_tiles(Tile tile, int height, int first_image, int end_image, Work work) {
+  for (tile.image = first_image; tile.image < end_image; tile.image += 1 << tile.log_images)
+    for (tile.top = 0; tile.top < height; tile.top += 1 << tile.log_height) work(tile);
+}
+
+// Depthwise weights, (taps, C), or turned around.
+template <int C>
+__device__ void load_spatial(const float* from, int taps, bool turned, float* to) {
+  for (int i = threadIdx.x; i < taps * C; i += kThreads) {
+    const int tap = i % taps;
+    to[(turned ? taps - 1 - tap : tap) * C + i / taps] = from[i];
+  }
+}
+
+// The chunk's first pass.
+template <int C, int kKernelSize>
+__device__ void pull(const Reach& call, const ReachRoom<C>& room, const Tile& start,
+                     int first_image, int end_image) {
+  const int64_t* row = room.row;
+  const Input input{call.height, call.width, 1};
+  const int64_t size = int64_t(call.height) * call.width;
+  const int64_t first = first_image * size, last = end_image * size;
+  const int padding = static_cast<int>(row[kPadding]), c = threadIdx.x % kQuads<C> * 4;
+  const bool wanted = call.weight_gradients != nullptr;
+  float products[4][4] = {}, taps[kKernelSize * kKernelSize] = {};
+  load_spatial<C>(call.weights + row[kSpatial], kKernelSize * kKernelSize, false, room.spatial);
+  for (int i = threadIdx.x; i < C * C; i += kThreads)
+    room.product[i] = call.weights[row[kProduct] + i];
+  for_tiles(start, call.height, first_image, end_image, [&](const Tile& tile) {
+    if (wanted)
+      load_tile<C>(room.tile, tile, input, call.z + row[kSource], C, end_image,
+                   Normalized{room.norm, room.norm + C});
+    load_dz<C>(call, row, room.coefficients, tile, first, last, room.dz);
+    __syncthreads();
+    float values[kPixels][4] = {};
+    product<C>(tile, room.dz, room.product, values);
+#pragma unroll
+    for (int j = 0; j < kPixels; ++j) {
+      const float4 v = make_float4(values[j][0], values[j][1], values[j][2], values[j][3]);
+      if (index_of<C>(j) < pixels_of(tile))
+        reinterpret_cast<float4*>(room.total)[index_of<C>(j) * kQuads<C> + c / 4] = v;
+      const Pixel pixel = pixel_of<C>(j, tile, call.height, call.width, first, last);
+      if (pixel.live) store(call.gradients + row[kReached] + pixel.at * C + c, v);
+    }
+    if (wanted) {
+      depthwise<C, kKernelSize, 1, 1>(room.tile, tile, padding, room.spatial, room.between);
+      __syncthreads();
+      add_products<C>(room.dz, room.between, pixels_of(tile), products);
+      add_taps<C, kKernelSize>(room.tile, tile, padding, room.total, taps);
+    }
+    // The next tile comes; what was reached is read by other threads.
+    __syncthreads();
+  });
+  if (!wanted) return;
+  float* to = call.weight_gradients + blockIdx.x * call.weight_count;
+  write_products<C>(products, room.dz, to + row[kProduct]);
+  write_taps<C, kKernelSize * kKernelSize>(taps, room.dz, to + row[kSpatial]);
+}
+
+// A tile's sums of gradients and of gradients times centred values: (warps, C, 2).
+template <int C>
+__device__ void add_pairs(const float (&gradients)[kPixels][4], const float (&centred)[kPixels][4],
+                          float* partial) {
+  const int lane = threadIdx.x % 32, c = threadIdx.x % kQuads<C> * 4;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    float sum = 0, products = 0;
+#pragma unroll
+    for (int j = 0; j < kPixels; ++j) {
+      sum += gradients[j][i];
+      products += gradients[j][i] * centred[j][i];
+    }
+    sum = across_lanes<C>(sum);
+    products = across_lanes<C>(products);
+    if (lane < kQuads<C>) {
+      float* to = partial + (threadIdx.x / 32 * C + c + i) * 2;
+      to[0] = sum;
+      to[1] = products;
+    }
+  }
+}
+
+// One pixel's 4 channels through ReLU behind a norm; centred values of z come along.
+template <int C>
+__device__ void through_relu(const float* norm, int c, float4 z, float4 found, float (&gradient)[4],
+                             float (&centred)[4]) {
+  const float zs[4] = {z.x, z.y, z.z, z.w}, gs[4] = {found.x, found.y, found.z, found.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    centred[i] = zs[i] - norm[c + i];
+    gradient[i] = centred[i] * norm[C + c + i] <= 0 ? 0 : gs[i];
+  }
+}
+
+// The chunk's second pass.
+template <int C, int kKernelSize>
+__device__ void gather_inner(const Reach& call, const ReachRoom<C>& room, const Tile& start,
+                             int first_image, int end_image) {
+  const int64_t* row = room.row;
+  const Input input{call.height, call.width, 1};
+  const int64_t size = int64_t(call.height) * call.width;
+  const int64_t first = first_image * size, last = end_image * size;
+  const int padding = static_cast<int>(row[kPadding]), c = threadIdx.x % kQuads<C> * 4;
+  load_spatial<C>(call.weights + row[kSpatial], kKernelSize * kKernelSize, true, room.spatial);
+  for_tiles(start, call.height, first_image, end_image, [&](const Tile& tile) {
+    load_tile<C>(room.tile, tile, input, call.gradients + row[kReached], C, end_image, Plain{});
+    __syncthreads();
+    depthwise<C, kKernelSize, 1, 1>(room.tile, tile, padding, room.spatial, room.between);
+    __syncthreads();
+    float found[kPixels][4] = {}, centred[kPixels][4] = {};
+#pragma unroll
+    for (int j = 0; j < kPixels; ++j) {
+      const Pixel pixel = pixel_of<C>(j, tile, call.height, call.width, first, last);
+      if (!pixel.live) continue;
+      const float4 z = *reinterpret_cast<const float4*>(call.z + row[kSource] + pixel.at * C + c);
+      const float4 v =
+          reinterpret_cast<const float4*>(room.between)[index_of<C>(j) * kQuads<C> + c / 4];
+      through_relu<C>(room.norm, c, z, v, found[j], centred[j]);
+      store(call.gradients + row[kInnerGradient] + pixel.at * C + c,
+            make_float4(found[j][0], found[j][1], found[j][2], found[j][3]));
+    }
+    add_pairs<C>(found, centred, room.partial);
+    __syncthreads();
+    if (threadIdx.x < C)
+      for (int which = 0; which < 2; ++which)
+        room.sums[which * C + threadIdx.x] += across_warps<C>(room.partial, threadIdx.x, which);
+  });
+  if (threadIdx.x < C) {
+    double* to = call.sums + row[kInnerSums] + blockIdx.x * 2 * C + threadIdx.x;
+    to[0] = room.sums[threadIdx.x];
+    to[C] = room.sums[C + threadIdx.x];
+  }
+}
+
+template <int C, int kKernelSize>
+__device__ void reach_as(const Reach& call, const ReachRoom<C>& room) {
+  const int64_t size = int64_t(call.height) * call.width;
+  const int images = static_cast<int>(call.pixels / size);
+  const int first = static_cast<int>(blockIdx.x) * call.images, end = first + call.images;
+  const Tile tile = tile_of(call.log_width, call.log_height, call.log_images, call.halo, 1);
+  const int first_image = first < images ? first : images, end_image = end < images ? end : images;
+  pull<C, kKernelSize>(call, room, tile, first_image, end_image);
+  gather_inner<C, kKernelSize>(call, room, tile, first_image, end_image);
+}
+
+template <int C>
+__device__ void reach_inner(const Reach& call, char* shared) {
+  const ReachRoom<C> room(shared, call.taps);
+  for (int i = threadIdx.x; i < kLayer; i += kThreads)
+    room.row[i] = call.table[blockIdx.y * kLayer + i];
+  for (int i = threadIdx.x; i < 2 * C; i += kThreads) room.sums[i] = 0;
+  __syncthreads();
+  coefficients<C>(call, room.row, room.coefficients);
+  if (threadIdx.x < C) {
+    const float* inner = call.statistics + room.row[kInner] + threadIdx.x;
+    room.norm[threadIdx.x] = inner[0];
+    room.norm[C + threadIdx.x] =
+        static_cast<float>(1 / sqrt(static_cast<double>(inner[C]) + call.eps));
+  }
+  __syncthreads();
+  if (room.row[kKernel] == 3) reach_as<C, 3>(call, room);
+  if (room.row[kKernel] == 5) reach_as<C, 5>(call, room);
+  if (room.row[kKernel] == 7) reach_as<C, 7>(call, room);
+}
+
+}  // namespace da2s_fast::cell

@@ -1,0 +1,47 @@
+// The tables that tell programs what to do: the columns of kernels/cell/rows.py, all int64.
+#pragma once
+
+#include <cstdint>
+
+namespace da2s_fast::cell {
+
+// Columns of a `Layer`.
+enum : int {
+  kKind,
+  kSource,
+  kHeight,
+  kWidth,
+  kStride,
+  kDilation,
+  kKernel,
+  kPadding,
+  kCout,
+  kColumn,
+  kSpatial,
+  kProduct,
+  kZ,
+  kPosition,
+  kMoments,
+  kStatistics,
+  kFrozen,
+  kInner,
+  kInnerMoments,
+  kInnerFrozen,
+  kEdge,
+  kOperation,
+  kGradient,
+  kGradientPitch,
+  kSums,
+  kReached,
+  kInnerGradient,
+  kInnerSums,
+  kLayer
+};  // clang-format skip
+enum : int { kSeparable, kDense, kMaximum, kAverage };
+
+// Columns of a `Pack`: consecutive layers with one source and stride, pools first.
+enum : int { kPackFirst, kPackLength, kPackPools, kPack };
+
+constexpr int kMostRows = 8;
+
+}  // namespace da2s_fast::cell

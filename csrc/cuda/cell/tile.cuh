@@ -1,0 +1,143 @@
+// A tile: the output pixels that a program works on at a time, and the input around them in shared
+// memory.
+//
+// Its extents are powers of two: `images` of `height` rows of `width` pixels, at most 16 numbers of
+// z for every thread. Rows are whole (width >= the image's), and a tile has several images only
+// where it holds all their rows, so that the pixels of a tile that there are follow one another in
+// memory.
+#pragma once
+
+#include <cstdint>
+
+namespace da2s_fast::cell {
+
+constexpr int kThreads = 256;
+constexpr int kWarps = kThreads / 32;
+constexpr int kPixels = 4;  // of a thread, 4 channels each
+constexpr int kRun = 8;     // neighbouring outputs of a depthwise convolution in one thread
+
+template <int C>
+constexpr int kQuads = C / 4;
+template <int C>
+constexpr int kTilePixels = kPixels * kThreads / kQuads<C>;
+
+// The input of the layers of a pack, an image after the other.
+struct Input {
+  int height;
+  int width;
+  int stride;
+};
+
+struct Tile {
+  int log_width;
+  int log_height;
+  int log_images;
+  int halo;     // pixels around, as many as the widest window needs
+  int rows;     // of the input, with the halo
+  int columns;  // likewise; odd, so that neighbouring rows begin in different banks
+  int image;    // first image
+  int top;      // first row of the output
+};
+
+__device__ inline Tile tile_of(int log_width, int log_height, int log_images, int halo,
+                               int stride) {
+  Tile tile{};
+  tile.log_width = log_width;
+  tile.log_height = log_height;
+  tile.log_images = log_images;
+  tile.halo = halo;
+  tile.rows = ((1 << log_height) - 1) * stride + 1 + 2 * halo;
+  tile.columns = (((1 << log_width) - 1) * stride + 1 + 2 * halo) | 1;
+  return tile;
+}
+
+__device__ inline int pixels_of(const Tile& tile) {
+  return 1 << (tile.log_width + tile.log_height + tile.log_images);
+}
+
+// What is done to an input on its way into shared memory.
+struct Plain {
+  __device__ float4 operator()(float4 v, int) const { return v; }
+};
+
+// NaN stays NaN.
+__device__ inline float rectified(float v) { return v <= 0 ? 0 : v; }
+__device__ inline float4 rectified(float4 v) {
+  return make_float4(rectified(v.x), rectified(v.y), rectified(v.z), rectified(v.w));
+}
+
+struct Rectified {
+  __device__ float4 operator()(float4 v, int) const { return rectified(v); }
+};
+
+// A norm, then ReLU.
+struct Normalized {
+  const float* mean;
+  const float* rstd;
+  __device__ float4 operator()(float4 v, int c) const {
+    return rectified(make_float4((v.x - mean[c]) * rstd[c], (v.y - mean[c + 1]) * rstd[c + 1],
+                                 (v.z - mean[c + 2]) * rstd[c + 2],
+                                 (v.w - mean[c + 3]) * rstd[c + 3]));
+  }
+};
+
+// Fill the tile's input: zeros outside of the image. A warp takes a row after the other.
+template <int C, class Change>
+__device__ void load_tile(float* shared, const Tile& tile, const Input& input, const float* source,
+                          int pitch, int images, Change change) {
+  const int lane = threadIdx.x % 32;
+  const int lines = tile.rows << tile.log_images;
+  for (int line = threadIdx.x / 32; line < lines; line += kWarps) {
+    const int y = tile.top * input.stride - tile.halo + line % tile.rows;
+    const int image = tile.image + line / tile.rows;
+    const bool there = y >= 0 && y < input.height && image < images;
+    const float* row = source + (int64_t(image) * input.height + y) * input.width * pitch;
+    for (int i = lane; i < tile.columns * kQuads<C>; i += 32) {
+      const int x = i / kQuads<C> - tile.halo, c = i % kQuads<C> * 4;
+      float4 v = make_float4(0, 0, 0, 0);
+      if (there && x >= 0 && x < input.width)
+        v = change(*reinterpret_cast<const float4*>(row + int64_t(x) * pitch + c), c);
+      reinterpret_cast<float4*>(shared)[line * tile.columns * kQuads<C> + i] = v;
+    }
+  }
+}
+
+// ReLU of what lies in shared memory, for the layers behind the pools.
+template <int C>
+__device__ void rectify_tile(float* shared, const Tile& tile) {
+  const int numbers = (tile.rows << tile.log_images) * tile.columns * kQuads<C>;
+  for (int i = threadIdx.x; i < numbers; i += kThreads)
+    reinterpret_cast<float4*>(shared)[i] = rectified(reinterpret_cast<float4*>(shared)[i]);
+}
+
+// One of a thread's pixels.
+struct Pixel {
+  int image;  // of the tile
+  int y;      // of the tile
+  int x;
+  int64_t at;  // index in the output
+  bool live;   // there is such a pixel, and it belongs to the chunk
+};
+
+// Index in the tile of pixel j of a thread; a warp's lanes have neighbours.
+template <int C>
+__device__ int index_of(int j) {
+  return threadIdx.x / kQuads<C> + j * (kThreads / kQuads<C>);
+}
+
+template <int C>
+__device__ Pixel pixel_of(int j, const Tile& tile, int height, int width, int64_t first,
+                          int64_t last) {
+  const int index = index_of<C>(j);
+  Pixel pixel;
+  pixel.x = index & ((1 << tile.log_width) - 1);
+  pixel.y = (index >> tile.log_width) & ((1 << tile.log_height) - 1);
+  pixel.image = index >> (tile.log_width + tile.log_height);
+  const int y = tile.top + pixel.y;
+  pixel.at = (int64_t(tile.image + pixel.image) * height + y) * width + pixel.x;
+  pixel.live = index < pixels_of(tile) && pixel.x < width && y < height && pixel.at >= first &&
+               pixel.at < last;
+  return pixel;
+}
+
+}  // namespace da2s_fast::cell

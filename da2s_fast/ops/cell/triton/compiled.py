@@ -1,0 +1,173 @@
+"""The kernels of csrc/cuda for stages of the cell, where they beat Triton's by their meters.
+
+They read the tables of `tables` and leave behind what Triton's kernels do, so either can take a
+launch. docs/gpu_meters.md shows both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from da2s_fast.kernels.launch import CudaKernel
+from da2s_fast.ops._backend import define_operator, has_kernel
+from da2s_fast.ops.cell.operations import DENSE
+from da2s_fast.ops.cell.triton.layout import Layout
+from da2s_fast.ops.cell.triton.tables import Packs
+
+# grid: programs along its axes. shared: bytes of shared memory. The rest is csrc/cuda/cell's
+# `Convolve`.
+_CONVOLVE = define_operator(
+    "cell_convolve(int[] grid, Tensor table, Tensor packs, Tensor source, Tensor(a!) z, "
+    "Tensor weights, Tensor(b!) moments, Tensor(c!) statistics, int pixels, int chunk_pixels, "
+    "float eps, int height, int width, int pitch, bool known, int halo, int taps, int log_width, "
+    "int log_height, int log_images, int channels, bool second, int shared) -> ()"
+)
+# As `Reach`; weight_gradients are None where weights want none.
+_REACH_INNER = define_operator(
+    "cell_reach_inner(int[] grid, Tensor table, Tensor z, Tensor(a!) gradients, Tensor weights, "
+    "Tensor(b!)? weight_gradients, Tensor p_weights, Tensor? g_weights, Tensor statistics, "
+    "Tensor(c!) sums, int pixels, int weight_count, float eps, int height, int width, int images, "
+    "int operations, int halo, int taps, int log_width, int log_height, int log_images, "
+    "int channels, int shared) -> ()"
+)
+CONVOLVE = CudaKernel("cell_convolve", torch.ops.da2s_fast.cell_convolve)
+REACH_INNER = CudaKernel("cell_reach_inner", torch.ops.da2s_fast.cell_reach_inner)
+
+# As in csrc/cuda/cell/table.cuh and tile.cuh.
+_CHANNELS = (4, 8, 16, 32, 64)
+_MOST_ROWS, _COLUMNS, _WARPS = 8, 28, 8
+_TILE = 4096
+"""Numbers of z of a tile."""
+_RUN = 3
+"""Least logarithm of a tile's width."""
+_SHARED, _SHARED_OF_TWO = 163 << 10, 81 << 10
+"""Bytes that a program may have with compute capability 8.0, and each of two."""
+
+
+class Tile(NamedTuple):
+    """Logarithms of a tile's extents, in pixels of the output."""
+
+    log_width: int
+    log_height: int
+    log_images: int
+
+
+def tile_of(
+    channels: int, height: int, width: int, shared_of: Callable[[Tile], int]
+) -> dict[str, int]:
+    """The tile by the operators' parameters, with its bytes of shared memory.
+
+    As large as threads can take, unless shared memory is short. Rows are whole; there are several
+    images only if all of their rows are there. Images are left out until a multiprocessor has room
+    for two programs, then rows until there is room for one.
+    """
+    log_width = max(_RUN, (width - 1).bit_length())
+    left = max(0, (_TILE // channels).bit_length() - 1 - log_width)
+    log_height = min(left, (height - 1).bit_length())
+    tile = Tile(log_width, log_height, left - log_height)
+    while tile.log_images and shared_of(tile) > _SHARED_OF_TWO:
+        tile = tile._replace(log_images=tile.log_images - 1)
+    while tile.log_height and shared_of(tile) > _SHARED:
+        tile = Tile(log_width, tile.log_height - 1, 0)
+    return {**tile._asdict(), "shared": shared_of(tile)}
+
+
+def _input_of(tile: Tile, packs: Packs) -> int:
+    """Pixels of a tile's input, with its halo."""
+    rows = ((1 << tile.log_height) - 1) * packs.stride + 1 + 2 * packs.halo
+    columns = ((1 << tile.log_width) - 1) * packs.stride + 1 + 2 * packs.halo | 1
+    return (rows << tile.log_images) * columns
+
+
+def convolve_arguments(layout: Layout, packs: Packs, second: bool) -> dict[str, Any]:
+    """What a launch of `CONVOLVE` needs to know of a cell, by the operator's parameters."""
+    c = layout.plan.mixed_channels
+
+    def shared(tile: Tile) -> int:  # `Room` of csrc/cuda/cell/convolve.cuh
+        doubles = _MOST_ROWS * (2 * c + _COLUMNS)
+        weights = 2 * (c + packs.taps) * c
+        small = c * (2 + _MOST_ROWS + 2 * _WARPS)
+        return 8 * doubles + 4 * (small + _TILE + weights + _input_of(tile, packs) * c)
+
+    tile = tile_of(c, *layout.after, shared)
+    return {"halo": packs.halo, "taps": packs.taps, **tile, "channels": c, "second": second}
+
+
+def reach_arguments(layout: Layout, packs: Packs) -> dict[str, Any]:
+    """As `convolve_arguments`, for `REACH_INNER`."""
+    c = layout.plan.mixed_channels
+
+    def shared(tile: Tile) -> int:  # `ReachRoom` of csrc/cuda/cell/reach.cuh
+        weights = (c + packs.taps) * c
+        small = c * (4 + 2 + 2 * _WARPS)
+        singles = small + weights + 3 * _TILE + _input_of(tile, packs) * c
+        return 8 * (2 * c + _COLUMNS) + 4 * singles
+
+    tile = tile_of(c, *layout.after, shared)
+    return {"halo": packs.halo, "taps": packs.taps, **tile, "channels": c}
+
+
+def convolve_reason(
+    layout: Layout, packs: Packs, second: bool, dtype: torch.dtype, device: torch.device
+) -> str | None:
+    """Say why `CONVOLVE` cannot take the layers of a node; None where it can."""
+    if reason := _reason(layout, dtype, device):
+        return reason
+    channels = layout.plan.mixed_channels
+    if not second and any(name in DENSE for name in layout.plan.operations):
+        return "dense convolutions are among the candidates"
+    if not second and layout.halves and channels % 8:
+        return f"FactorizedReduce has {channels} channels, no multiple of 8"
+    return _shared_reason(convolve_arguments(layout, packs, second), device)
+
+
+def reach_reason(
+    layout: Layout, packs: Packs, p: Tensor, g: Tensor | None, dtype: torch.dtype
+) -> str | None:
+    """Say why `REACH_INNER` cannot take the second layers of a node; None where it can."""
+    if reason := _reason(layout, dtype, p.device):
+        return reason
+    for name, weights in (("p", p), ("g", g)):
+        if weights is not None and weights.dtype != torch.float32:
+            return f"{name} is {weights.dtype}"
+    return _shared_reason(reach_arguments(layout, packs), p.device)
+
+
+def _reason(layout: Layout, dtype: torch.dtype, device: torch.device) -> str | None:
+    channels, width = layout.plan.mixed_channels, layout.after[1]
+    if reason := _library_reason(device):
+        return reason
+    if dtype != torch.float32:
+        return f"arithmetic is in {dtype}"
+    if channels not in _CHANNELS:
+        return f"candidates see {channels} channels, which are not among {_CHANNELS}"
+    if (width - 1).bit_length() > (_TILE // channels).bit_length() - 1:
+        return f"{width} pixels of {channels} channels are more than a tile"
+    return None
+
+
+def _shared_reason(arguments: dict[str, Any], device: torch.device) -> str | None:
+    shared, most = arguments["shared"], _shared_memory(device)
+    if shared > most:
+        return f"a program would need {shared} bytes of shared memory, and there are {most}"
+    return None
+
+
+def _library_reason(device: torch.device) -> str | None:
+    if device.type != "cuda":
+        return f"a tensor is on {device}"
+    return None if has_kernel(_CONVOLVE, "cuda") else "the CUDA library was not compiled"
+
+
+def _shared_memory(device: torch.device) -> int:
+    """Bytes that a program may have on a device."""
+    if device.type != "cuda":
+        return _SHARED
+    properties = torch.cuda.get_device_properties(device)
+    # Older torches do not tell how much a program may ask for.
+    least = properties.shared_memory_per_block
+    return int(getattr(properties, "shared_memory_per_block_optin", least))

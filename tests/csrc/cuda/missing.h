@@ -1,0 +1,43 @@
+// Leaves out one barrier after the other, to see that it is missed.
+#pragma once
+
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <string>
+
+#include "../check.h"
+#include "shim.h"
+
+namespace da2s_fast::test {
+
+// `written(seed)` are the bits of everything that is written. Whether they differ without a
+// barrier, or the process ends, is found out in one of its own: what is read too early may be an
+// address.
+template <class Written>
+bool is_missed(const shim::Place& barrier, const Written& written, const std::string& correct) {
+  const pid_t child = fork();
+  if (child == 0) {
+    if (std::freopen("/dev/null", "w", stderr) == nullptr) _exit(0);
+    shim::missing_barrier = barrier;
+    for (unsigned seed = 8; seed < 12; ++seed)
+      if (written(seed) != correct) _exit(1);
+    _exit(0);
+  }
+  int status = 0;
+  return waitpid(child, &status, 0) == child && status != 0;
+}
+
+template <class Written>
+void every_missing_barrier_is_noticed(const Written& written) {
+  shim::barriers().clear();
+  const std::string correct = written(7);
+  for (const shim::Place& barrier : shim::barriers()) {
+    const std::string what =
+        "the barrier of " + barrier.first + ":" + std::to_string(barrier.second);
+    check(is_missed(barrier, written, correct), what.c_str(), __FILE__, __LINE__);
+  }
+}
+
+}  // namespace da2s_fast::test

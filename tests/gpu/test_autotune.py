@@ -7,7 +7,7 @@ import torch
 from triton.runtime.errors import OutOfResources
 
 from da2s_fast import kernels
-from da2s_fast.kernels.launch import Launch
+from da2s_fast.kernels.launch import CudaKernel, Launch
 from da2s_fast.kernels.tuning import TABLE, Parameters
 from da2s_fast.ops import _autotune, _triton
 
@@ -52,6 +52,13 @@ def test_the_fastest_is_found_once_and_memory_stays(monkeypatch):
     assert len(clock.tried) == 6
     tuner(adding(torch.zeros(5)))  # another size is another kind
     assert len(clock.tried) == 9
+
+
+def test_compiled_kernels_start_as_they_are():
+    clock, launch = Clock(TIMES), adding(torch.zeros(4))
+    _autotune.Tuner(clock.start, clock.measure)(launch._replace(kernel=CudaKernel("add", print)))
+    assert clock.started == [(4, None)]
+    assert not clock.tried
 
 
 def test_what_does_not_fit_is_not_chosen(monkeypatch):

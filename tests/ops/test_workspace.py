@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from torch import Tensor
-from torch.library import Library
+from torch.library import _scoped_library
 from torch.profiler import ProfilerActivity, profile
 
 from da2s_fast.nn import Cell
@@ -97,16 +97,17 @@ def test_release_leaves_nothing() -> None:
 def test_registered_implementations_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Operators without tensors: the dispatcher finds implementations for every device only."""
     held = [123]
-    library = Library("da2s_workspace_test", "FRAGMENT")
-    for schema, run in (
-        ("workspace_bytes() -> int", lambda: held[0]),
-        ("release_workspaces() -> ()", held.clear),
-    ):
-        library.define(schema)
-        library.impl(schema.split("(", maxsplit=1)[0], run, "CompositeExplicitAutograd")
-    monkeypatch.setattr(workspace, "_BYTES", "da2s_workspace_test::workspace_bytes")
-    monkeypatch.setattr(workspace, "_RELEASE", "da2s_workspace_test::release_workspaces")
-    monkeypatch.setattr(torch.ops, "da2s_fast", torch.ops.da2s_workspace_test)
-    assert workspace_bytes() == 123
-    release_workspaces()
-    assert held == []
+    # What is left of a library that is not taken back makes torch 2.10 refuse to export to ONNX.
+    with _scoped_library("da2s_workspace_test", "FRAGMENT") as library:
+        for schema, run in (
+            ("workspace_bytes() -> int", lambda: held[0]),
+            ("release_workspaces() -> ()", held.clear),
+        ):
+            library.define(schema)
+            library.impl(schema.split("(", maxsplit=1)[0], run, "CompositeExplicitAutograd")
+        monkeypatch.setattr(workspace, "_BYTES", "da2s_workspace_test::workspace_bytes")
+        monkeypatch.setattr(workspace, "_RELEASE", "da2s_workspace_test::release_workspaces")
+        monkeypatch.setattr(torch.ops, "da2s_fast", torch.ops.da2s_workspace_test)
+        assert workspace_bytes() == 123
+        release_workspaces()
+        assert held == []

@@ -83,6 +83,9 @@ def test_lanes_that_disagree_about_a_value() -> None:
     with pytest.raises(KernelFault, match="different values to one address"):
         run(kernel(body, 1), torch.zeros(4))
     run(kernel(body.replace("%index", "7"), 1), torch.zeros(4, dtype=torch.int32))
+    # NaN is NaN, whatever its sign.
+    nan = "and.b32 %r0, %index, 1; shl.b32 %r0, %r0, 31; or.b32 %r0, %r0, 0x7fc00000;"
+    run(kernel(nan + body.replace("%index", "%r0"), 1), torch.zeros(4))
 
 
 # Every lane writes a word of shared memory and reads the one that lies BACK lanes further.
@@ -171,6 +174,8 @@ def test_two_warps_write_one_word() -> None:
         _exchange(body + "st.shared.b32 [%r1], %tid;")
     # Copies of one value are none, by one instruction.
     _exchange(body + "st.shared.b32 [%r1], 7;")
+    nan = "and.b32 %r2, %tid, 64; shl.b32 %r2, %r2, 25; or.b32 %r2, %r2, 0x7fc00000;"
+    _exchange(body + nan + "st.shared.b32 [%r1], %r2;")
     with pytest.raises(Race, match=r"write of shared address \d+, which warps 0, 2 wrote"):
         _exchange(body + "st.shared.b32 [%r1], 7; st.shared.b32 [%r1], 7;")
 

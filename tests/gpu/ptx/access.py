@@ -11,7 +11,7 @@ from tests.gpu.ptx.errors import KernelFault, MemoryFault, UninitializedRead
 from tests.gpu.ptx.meter import space_of
 from tests.gpu.ptx.operands import Array, At, Read, Step, count, numbers, select
 from tests.gpu.ptx.parse import Address, Instruction, Operand, Register, Vector
-from tests.gpu.ptx.types import SIZE
+from tests.gpu.ptx.types import SIZE, differ
 
 if TYPE_CHECKING:
     from tests.gpu.ptx.machine import Machine
@@ -276,7 +276,7 @@ def _put_global(
         machine.races.write(one, offsets, numbers(at)[chosen], width)
         target, index, part = one.rows(size, number), offsets // width, rows[chosen]
         target[index] = part
-        if (target[index] != part).any():
+        if differ(target[index], part).any():
             raise KernelFault("lanes store different values to one address in one instruction")
 
 

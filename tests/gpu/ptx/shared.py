@@ -7,7 +7,7 @@ import numpy as np
 from tests.gpu.ptx.errors import MemoryFault, Race, UninitializedRead
 from tests.gpu.ptx.operands import Array, At
 from tests.gpu.ptx.parse import Kernel
-from tests.gpu.ptx.types import SIZE, UNSIGNED
+from tests.gpu.ptx.types import SIZE, UNSIGNED, differ
 
 
 def _granule(kernel: Kernel) -> int:
@@ -145,12 +145,12 @@ class SharedMemory:
         first = offsets // self.granule
         repeated = (self.writers[first] & ~self.warp[at] != 0) & (self.writer[first] == pc)
         repeated &= self.known[first]
-        differs = (target[index] != rows).any(axis=1) & repeated
+        differs = differ(target[index], rows) & repeated
         if differs.any():
             self._complain("write", "wrote", offsets, differs)
         self.claim(at, offsets, width, pc)
         target[index] = rows
-        differs = (target[index] != rows).any(axis=1)
+        differs = differ(target[index], rows)
         if differs.any():
             bad = int(offsets[differs][0] % self.stride)
             raise Race(f"lanes write different values to shared address {bad}")

@@ -28,3 +28,16 @@ def dtype_of(name: str) -> type[np.generic]:
     if name in ("f16", "f32", "f64"):
         return FLOAT[SIZE[name]]
     return SIGNED[SIZE[name]] if name[0] == "s" else UNSIGNED[SIZE[name]]
+
+
+def differ(found: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Which rows of unsigned integers hold other values.
+
+    Two NaN are one: a GPU gives all that it computes the same bits, where numpy's depend on the
+    order of the operands.
+    """
+    differs = found != rows
+    if differs.any() and rows.itemsize in (4, 8):
+        kind = FLOAT[rows.itemsize]
+        differs &= ~(np.isnan(found.view(kind)) & np.isnan(np.ascontiguousarray(rows).view(kind)))
+    return differs.any(axis=1)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -84,7 +84,9 @@ def _network(memory: Memory) -> SuperNetwork:
         parameter.requires_grad_()
     network = SuperNetwork(CHANNELS, CLASSES, CELLS, architecture, primitives=DA2S.primitives)
     network.memory = memory
-    network.memory_format = torch.contiguous_format  # as on GPUs
+    # As on GPUs: contiguous, and the stem module by module.
+    network.memory_format = torch.contiguous_format
+    network.stem = nn.Sequential(*network.stem)
     return network
 
 

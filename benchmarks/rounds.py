@@ -113,10 +113,13 @@ def measure(
 
         limits = start(partial(Limits, device))
         running: list[tuple[Process, Job]] = []
-        for job in jobs:
-            if job.result.failure:
-                continue
-            process = (ready or {}).get(job.row.name) or start(job.build)
+        todo = [job for job in jobs if not job.result.failure]
+        early = device != "cpu"  # side by side, because nothing on a GPU is timed yet
+        processes = [
+            (ready or {}).get(job.row.name) or (start(job.build) if early else None) for job in todo
+        ]
+        for job, process in zip(todo, processes, strict=True):
+            process = process or start(job.build)
             try:
                 job.result.prepared = job.result.prepared or process.call("prepare", job.batch)
                 running.append((process, job))

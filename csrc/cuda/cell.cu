@@ -2,6 +2,7 @@
 // there are only the kernels: that is how tests compile them.
 #include "cell/convolve.cuh"
 #include "cell/reach.cuh"
+#include "cell/reach_states.cuh"
 
 // `resident`: programs that a multiprocessor has shared memory for, and registers must suffice for.
 #define DA2S_KERNEL(name, Call, resident, ...)                                      \
@@ -13,7 +14,8 @@
 #define DA2S_CHANNELS(C)                                                         \
   DA2S_KERNEL(cell_convolve_##C, Convolve, (C > 16 ? 1 : 2), convolve<C, false>) \
   DA2S_KERNEL(cell_convolve_##C##_second, Convolve, 2, convolve<C, true>)        \
-  DA2S_KERNEL(cell_reach_inner_##C, Reach, 1, reach_inner<C>)
+  DA2S_KERNEL(cell_reach_inner_##C, Reach, 1, reach_inner<C>)                    \
+  DA2S_KERNEL(cell_reach_states_##C, ReachStates, 1, reach_states<C>)
 
 DA2S_CHANNELS(4)
 DA2S_CHANNELS(8)
@@ -129,11 +131,47 @@ void cell_reach_inner(std::vector<int64_t> grid, Tensor table, Tensor z, Tensor 
   start(DA2S_CHOOSE(cell_reach_inner, , channels), "cell_reach_inner", grid, shared, z, call);
 }
 
+void cell_reach_states(std::vector<int64_t> grid, Tensor table, Tensor layers, Tensor states,
+                       Tensor z, Tensor gradients, Tensor weights,
+                       std::optional<Tensor> weight_gradients, Tensor p_weights,
+                       std::optional<Tensor> g_weights, Tensor statistics, Tensor sums,
+                       int64_t pixels, int64_t weight_count, double eps, int64_t height,
+                       int64_t width, int64_t images, int64_t operations, int64_t pitch,
+                       int64_t halo, int64_t taps, int64_t log_width, int64_t log_height,
+                       int64_t log_images, int64_t channels, int64_t shared) {
+  const cell::ReachStates call{data<int64_t>(table),
+                               data<int64_t>(layers),
+                               data<float>(states),
+                               data<float>(z),
+                               data<float>(gradients),
+                               data<float>(weights),
+                               weight_gradients ? data<float>(*weight_gradients) : nullptr,
+                               data<float>(p_weights),
+                               g_weights ? data<float>(*g_weights) : nullptr,
+                               data<float>(statistics),
+                               data<double>(sums),
+                               pixels,
+                               weight_count,
+                               eps,
+                               static_cast<int>(height),
+                               static_cast<int>(width),
+                               static_cast<int>(images),
+                               static_cast<int>(operations),
+                               static_cast<int>(pitch),
+                               static_cast<int>(halo),
+                               static_cast<int>(taps),
+                               static_cast<int>(log_width),
+                               static_cast<int>(log_height),
+                               static_cast<int>(log_images)};
+  start(DA2S_CHOOSE(cell_reach_states, , channels), "cell_reach_states", grid, shared, z, call);
+}
+
 }  // namespace
 }  // namespace da2s_fast
 
 STABLE_TORCH_LIBRARY_IMPL(da2s_fast, CUDA, library) {
   library.impl("cell_convolve", TORCH_BOX(&da2s_fast::cell_convolve));
   library.impl("cell_reach_inner", TORCH_BOX(&da2s_fast::cell_reach_inner));
+  library.impl("cell_reach_states", TORCH_BOX(&da2s_fast::cell_reach_states));
 }
 #endif

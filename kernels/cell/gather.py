@@ -185,6 +185,7 @@ def gather(
     width,
     channels,
     SHUFFLED: tl.constexpr,
+    SEPARABLES: tl.constexpr,
     HALVES: tl.constexpr,
     DENSES: tl.constexpr,
     SEVERAL: tl.constexpr,
@@ -242,7 +243,7 @@ def gather(
         at = p.to(tl.int64)
         n, y, x = split(p, own_height, own_width)
         before = load_pixels(to, at, pitch, column, live, known)
-        if kind == SEPARABLE:
+        if SEPARABLES and kind == SEPARABLE:
             found = spread_back(
                 reached, weights + tl.load(row + SPATIAL), kernel, stride, dilation, padding,
                 n, y, x, height, width, live, c, known, channels,

@@ -184,6 +184,7 @@ def reach_states(
     images,
     weight_count,
     SHUFFLED: tl.constexpr,
+    SEPARABLES: tl.constexpr,
     HALVES: tl.constexpr,
     DENSES: tl.constexpr,
     SEVERAL: tl.constexpr,
@@ -208,6 +209,7 @@ def reach_states(
         in_height: of an input state.
         in_width: of an input state.
         node_states: where nodes begin among the states.
+        SEPARABLES: whether separable convolutions are among the rows.
         HALVES: whether FactorizedReduce is among the rows, with a row for each half of z.
         DENSES: whether dense convolutions are among the rows.
         SUMS_TOO: whether the sums of candidates are taken here.
@@ -234,7 +236,7 @@ def reach_states(
     for index in range(0, tl.load(group + GROUP_LENGTH).to(tl.int32)):
         row = rows + index * LAYER
         kind = tl.load(row + KIND)
-        if kind == SEPARABLE:
+        if SEPARABLES and kind == SEPARABLE:
             if tap == 0:
                 pull_separable(
                     row, states, z, gradients, weights, to_weights, p_weights, g_weights,
@@ -259,8 +261,8 @@ def reach_states(
             gather(
                 row, kind, to, shuffled, states + state, z, gradients, weights, p_weights,
                 g_weights, operations, statistics, sums, i, own_first, own_last, own_height,
-                own_width, pixels, height, width, channels, SHUFFLED, HALVES, DENSES, SEVERAL, EPS,
-                DOT, PRECISION, PIXELS, CHUNKS, BLOCK,
+                own_width, pixels, height, width, channels, SHUFFLED, SEPARABLES, HALVES, DENSES,
+                SEVERAL, EPS, DOT, PRECISION, PIXELS, CHUNKS, BLOCK,
             )  # fmt: skip
         # The next layer writes to the same room; sums are taken of what all threads wrote.
         tl.debug_barrier()

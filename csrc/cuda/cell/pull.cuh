@@ -102,10 +102,10 @@ __device__ void write_products(const float (&sums)[4][4], float* shared, float* 
 }
 
 // Add a tile's part to the gradient of the depthwise weights: a thread has a channel of some runs.
-template <int C, int kKernelSize>
+template <int C, int kKernelSize, int kDilation>
 __device__ void add_taps(const float* shared, const Tile& tile, int padding, const float* total,
                          float (&sums)[kKernelSize * kKernelSize]) {
-  constexpr int kReach = kRun + kKernelSize - 1;
+  constexpr int kReach = kRun + (kKernelSize - 1) * kDilation;
   const int c = threadIdx.x % C;
   const int log_lines = tile.log_height + tile.log_images;
   for (int unit = threadIdx.x / C; unit < pixels_of(tile) / kRun; unit += kThreads / C) {
@@ -123,10 +123,12 @@ __device__ void add_taps(const float* shared, const Tile& tile, int padding, con
     for (int ky = 0; ky < kKernelSize; ++ky) {
 #pragma unroll
       for (int i = 0; i < kReach; ++i) {
-        const float v = from[(ky * tile.columns + i) * C];
+        const float v = from[(ky * kDilation * tile.columns + i) * C];
 #pragma unroll
-        for (int k = 0; k < kKernelSize; ++k)
-          if (i - k >= 0 && i - k < kRun) sums[ky * kKernelSize + k] += g[i - k] * v;
+        for (int k = 0; k < kKernelSize; ++k) {
+          const int output = i - k * kDilation;
+          if (output >= 0 && output < kRun) sums[ky * kKernelSize + k] += g[output] * v;
+        }
       }
     }
   }

@@ -87,12 +87,11 @@ __device__ void load_spatial(const float* from, int taps, bool turned, float* to
   }
 }
 
-// The chunk's first pass.
-template <int C, int kKernelSize>
-__device__ void pull(const Reach& call, const ReachRoom<C>& room, const Tile& start,
-                     int first_image, int end_image) {
+// The chunk's first pass. `load_input(tile)` fills the room's tile with the layer's input.
+template <int C, int kKernelSize, int kDilation, class Call, class LoadInput>
+__device__ void pull(const Call& call, const ReachRoom<C>& room, const Tile& start, int first_image,
+                     int end_image, LoadInput load_input) {
   const int64_t* row = room.row;
-  const Input input{call.height, call.width, 1};
   const int64_t size = int64_t(call.height) * call.width;
   const int64_t first = first_image * size, last = end_image * size;
   const int padding = static_cast<int>(row[kPadding]), c = threadIdx.x % kQuads<C> * 4;
@@ -102,9 +101,7 @@ __device__ void pull(const Reach& call, const ReachRoom<C>& room, const Tile& st
   for (int i = threadIdx.x; i < C * C; i += kThreads)
     room.product[i] = call.weights[row[kProduct] + i];
   for_tiles(start, call.height, first_image, end_image, [&](const Tile& tile) {
-    if (wanted)
-      load_tile<C>(room.tile, tile, input, call.z + row[kSource], C, end_image,
-                   Normalized{room.norm, room.norm + C});
+    if (wanted) load_input(tile);
     load_dz<C>(call, row, room.coefficients, tile, first, last, room.dz);
     __syncthreads();
     float values[kPixels][4] = {};
@@ -118,10 +115,10 @@ __device__ void pull(const Reach& call, const ReachRoom<C>& room, const Tile& st
       if (pixel.live) store(call.gradients + row[kReached] + pixel.at * C + c, v);
     }
     if (wanted) {
-      depthwise<C, kKernelSize, 1, 1>(room.tile, tile, padding, room.spatial, room.between);
+      depthwise<C, kKernelSize, kDilation, 1>(room.tile, tile, padding, room.spatial, room.between);
       __syncthreads();
       add_products<C>(room.dz, room.between, pixels_of(tile), products);
-      add_taps<C, kKernelSize>(room.tile, tile, padding, room.total, taps);
+      add_taps<C, kKernelSize, kDilation>(room.tile, tile, padding, room.total, taps);
     }
     // The next tile comes; what was reached is read by other threads.
     __syncthreads();
@@ -207,14 +204,28 @@ __device__ void gather_inner(const Reach& call, const ReachRoom<C>& room, const 
   }
 }
 
+// A program's images.
+struct Images {
+  int first;
+  int end;
+};
+
+template <class Call>
+__device__ Images images_of(const Call& call) {
+  const int images = static_cast<int>(call.pixels / (int64_t(call.height) * call.width));
+  const int first = static_cast<int>(blockIdx.x) * call.images, end = first + call.images;
+  return {first < images ? first : images, end < images ? end : images};
+}
+
 template <int C, int kKernelSize>
 __device__ void reach_as(const Reach& call, const ReachRoom<C>& room) {
-  const int64_t size = int64_t(call.height) * call.width;
-  const int images = static_cast<int>(call.pixels / size);
-  const int first = static_cast<int>(blockIdx.x) * call.images, end = first + call.images;
+  const auto [first_image, end_image] = images_of(call);
   const Tile tile = tile_of(call.log_width, call.log_height, call.log_images, call.halo, 1);
-  const int first_image = first < images ? first : images, end_image = end < images ? end : images;
-  pull<C, kKernelSize>(call, room, tile, first_image, end_image);
+  const Input input{call.height, call.width, 1};
+  pull<C, kKernelSize, 1>(call, room, tile, first_image, end_image, [&](const Tile& at) {
+    load_tile<C>(room.tile, at, input, call.z + room.row[kSource], C, end_image,
+                 Normalized{room.norm, room.norm + C});
+  });
   gather_inner<C, kKernelSize>(call, room, tile, first_image, end_image);
 }
 

@@ -39,6 +39,18 @@ enum : int {
 };  // clang-format skip
 enum : int { kSeparable, kDense, kMaximum, kAverage };
 
+// Columns of a `Group`: consecutive layers that read one state.
+enum : int {
+  kGroupFirst,
+  kGroupLength,
+  kGroupState,
+  kGroupGradient,
+  kGroupShuffled,
+  kGroupFirstSum,
+  kGroupSums,
+  kGroup
+};  // clang-format skip
+
 // Columns of a `Pack`: consecutive layers with one source and stride, pools first.
 enum : int { kPackFirst, kPackLength, kPackPools, kPack };
 

@@ -40,6 +40,13 @@ _FIELDS = {
         ("d", "eps"),
         ("i", "height width images operations halo taps log_width log_height log_images"),
     ],
+    "cell_reach_states": [
+        ("P", "table layers states z gradients weights weight_gradients p_weights g_weights"),
+        ("P", "statistics sums"),
+        ("q", "pixels weight_count"),
+        ("d", "eps"),
+        ("i", "height width images operations pitch halo taps log_width log_height log_images"),
+    ],
 }
 
 

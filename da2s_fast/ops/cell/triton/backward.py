@@ -33,7 +33,7 @@ from da2s_fast.ops.cell.operator import layout as memory_format
 from da2s_fast.ops.cell.triton import compiled
 from da2s_fast.ops.cell.triton.forward import Call, cdiv, layers
 from da2s_fast.ops.cell.triton.layout import block_of, layout_of
-from da2s_fast.ops.cell.triton.tables import Round, tables_of
+from da2s_fast.ops.cell.triton.tables import Packs, Round, tables_of
 
 _ADDED = 256  # numbers that a program adds up over the chunks
 
@@ -241,52 +241,78 @@ class _Backward:
 
     def _reach_inner_compiled(self, step: Round) -> None:
         """What `reach_inner` computes, by the kernel of csrc/cuda."""
-        call, layout = self.call, self.call.layout
-        height, width = layout.after
         launch(
             compiled.REACH_INNER,
-            (layout.image_chunks, step.second.length),
+            (self.call.layout.image_chunks, step.second.length),
             table=step.second.table,
-            z=call.z,
-            gradients=self.gradients,
-            weights=call.weights,
-            weight_gradients=self.weight_gradients if self.for_weights else None,
-            p_weights=call.p,
-            g_weights=call.g,
-            statistics=call.statistics,
-            sums=self.sums,
-            pixels=layout.pixels(layout.plan.inputs),
-            weight_count=self.weight_count,
-            eps=call.eps,
-            height=height,
-            width=width,
-            images=layout.images,
-            operations=len(layout.plan.operations),
-            **compiled.reach_arguments(layout, step.second_packs),
+            **self._compiled(step.second_packs),
         )
+
+    def _compiled(self, packs: Packs) -> dict[str, Any]:
+        """What kernels of csrc/cuda are told, by the operators' parameters."""
+        call, layout = self.call, self.call.layout
+        height, width = layout.after
+        return {
+            "z": call.z,
+            "gradients": self.gradients,
+            "weights": call.weights,
+            "weight_gradients": self.weight_gradients if self.for_weights else None,
+            "p_weights": call.p,
+            "g_weights": call.g,
+            "statistics": call.statistics,
+            "sums": self.sums,
+            "pixels": layout.pixels(layout.plan.inputs),
+            "weight_count": self.weight_count,
+            "eps": call.eps,
+            "height": height,
+            "width": width,
+            "images": layout.images,
+            "operations": len(layout.plan.operations),
+            **compiled.reach_arguments(layout, packs),
+        }
 
     def _reach_states(self, step: Round) -> None:
         call, plan, layout = self.call, self.call.layout.plan, self.call.layout
+        reaching = step.reaching
+        if step.compiled.layers.length:
+            packs = step.compiled.packs
+            if compiled.reach_reason(layout, packs, call.p, call.g, call.z.dtype) is None:
+                self._reach_states_compiled(step)
+                reaching = step.others
         in_height, in_width = layout.before
         taps = max((DENSE[name] ** 2 for name in plan.operations if name in DENSE), default=1)
         launch(
             reach.reach_states,
-            (layout.image_chunks, step.groups.length, self._parts(taps)),
+            (layout.image_chunks, reaching.groups.length, self._parts(taps)),
             **self._launched(
                 "reach_states, few channels" if call.few else "reach_states", self._numbers
             ),
-            table=step.groups.table,
-            layers=step.reaching.table,
+            table=reaching.groups.table,
+            layers=reaching.layers.table,
             completed=call.tables.completed.table,
             states=call.states,
             in_pixels=layout.pixels(0),
             in_height=in_height,
             in_width=in_width,
             node_states=layout.states[plan.inputs],
+            SEPARABLES=reaching.separable,
             HALVES=layout.halves,
             DENSES=layout.denses,
             SUMS_TOO=self.sums_too,
             **self._products(),
+        )
+
+    def _reach_states_compiled(self, step: Round) -> None:
+        """What `reach_states` computes for some of its rows, by the kernel of csrc/cuda."""
+        reaching = step.compiled
+        launch(
+            compiled.REACH_STATES,
+            (self.call.layout.image_chunks, reaching.groups.length),
+            table=reaching.groups.table,
+            layers=reaching.layers.table,
+            states=self.call.states,
+            pitch=self.call.layout.plan.channels,
+            **self._compiled(reaching.packs),
         )
 
     def _leave(self) -> list[Tensor]:

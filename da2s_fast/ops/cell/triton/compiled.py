@@ -34,8 +34,17 @@ _REACH_INNER = define_operator(
     "int operations, int halo, int taps, int log_width, int log_height, int log_images, "
     "int channels, int shared) -> ()"
 )
+# As `ReachStates`.
+_REACH_STATES = define_operator(
+    "cell_reach_states(int[] grid, Tensor table, Tensor layers, Tensor states, Tensor z, "
+    "Tensor(a!) gradients, Tensor weights, Tensor(b!)? weight_gradients, Tensor p_weights, "
+    "Tensor? g_weights, Tensor statistics, Tensor sums, int pixels, int weight_count, float eps, "
+    "int height, int width, int images, int operations, int pitch, int halo, int taps, "
+    "int log_width, int log_height, int log_images, int channels, int shared) -> ()"
+)
 CONVOLVE = CudaKernel("cell_convolve", torch.ops.da2s_fast.cell_convolve)
 REACH_INNER = CudaKernel("cell_reach_inner", torch.ops.da2s_fast.cell_reach_inner)
+REACH_STATES = CudaKernel("cell_reach_states", torch.ops.da2s_fast.cell_reach_states)
 
 # As in csrc/cuda/cell/table.cuh and tile.cuh.
 _CHANNELS = (4, 8, 16, 32, 64)
@@ -98,7 +107,7 @@ def convolve_arguments(layout: Layout, packs: Packs, second: bool) -> dict[str, 
 
 
 def reach_arguments(layout: Layout, packs: Packs) -> dict[str, Any]:
-    """As `convolve_arguments`, for `REACH_INNER`."""
+    """As `convolve_arguments`, for `REACH_INNER` and `REACH_STATES`."""
     c = layout.plan.mixed_channels
 
     def shared(tile: Tile) -> int:  # `ReachRoom` of csrc/cuda/cell/reach.cuh
@@ -128,7 +137,7 @@ def convolve_reason(
 def reach_reason(
     layout: Layout, packs: Packs, p: Tensor, g: Tensor | None, dtype: torch.dtype
 ) -> str | None:
-    """Say why `REACH_INNER` cannot take the second layers of a node; None where it can."""
+    """Say why `REACH_INNER` or `REACH_STATES` cannot take layers of a node; None where it can."""
     if reason := _reason(layout, dtype, p.device):
         return reason
     for name, weights in (("p", p), ("g", g)):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -40,6 +41,22 @@ class Packs(NamedTuple):
     stride: int
 
 
+class Reaching(NamedTuple):
+    """What reaches the states before a node.
+
+    Attributes:
+        groups: of `Group`, one for every state.
+        layers: the rows of all groups.
+        packs: what the widest of them needs; it has no rows.
+        separable: whether separable convolutions are among them.
+    """
+
+    groups: Rows
+    layers: Rows
+    packs: Packs
+    separable: bool
+
+
 class Round(NamedTuple):
     """The launches of a node: forward, then backward.
 
@@ -49,8 +66,9 @@ class Round(NamedTuple):
         first_packs: of the former.
         second_packs: of the latter, each its own.
         mixed: all its candidates, then a bypass for every edge.
-        groups: what reaches a state, for every state before the node.
-        reaching: the rows of all groups.
+        reaching: all that reaches states.
+        compiled: those of its layers that csrc/cuda has a kernel for.
+        others: all but those.
     """
 
     node: int
@@ -59,8 +77,9 @@ class Round(NamedTuple):
     first_packs: Packs
     second_packs: Packs
     mixed: Rows
-    groups: Rows
-    reaching: Rows
+    reaching: Reaching
+    compiled: Reaching
+    others: Reaching
 
 
 class Tables(NamedTuple):
@@ -136,41 +155,36 @@ class _Builder:
             second = [row for row in mixed if row.inner >= 0]
             if plan.partial_channels > 1:
                 mixed += [self._bypass(edge) for edge in edges]
-            groups: list[Group] = []
-            reaching: list[Layer] = []
-            for source in range(node):
-                own = [row for edge in edges if edge.source == source for row in self._first(edge)]
-                own += [
-                    row
-                    for edge in edges
-                    for row in mixed
-                    if edge.source == source
-                    and row.edge == edge.row
-                    and row.kind in _WITHOUT_LAYERS
-                ]
-                groups.append(self._group(source, len(reaching), own))
-                reaching += own
-            for state, (start, length) in sums.items():
-                groups[state] = groups[state]._replace(first_sum=start, sums=length)
+            own = [self._reaching(source, edges, mixed) for source in range(node)]
+            by_compiled = [[row for row in found if _has_kernel(row)] for found in own]
+            by_others = [[row for row in found if not _has_kernel(row)] for found in own]
+            reaches = [own, by_compiled, by_others]
             packs += [_reach(first), _reach(second)]
-            lists += [first, second, _packs(first), _packs(second), mixed, groups, reaching]
+            lists += [first, second, _packs(first), _packs(second), mixed]
+            for which in reaches:
+                packs.append(_reach([*chain.from_iterable(which)]))
+                groups = self._groups(which)
+                for state, (start, length) in sums.items():
+                    groups[state] = groups[state]._replace(first_sum=start, sums=length)
+                lists += [groups, [*chain.from_iterable(which)]]
             sums = {node: (len(completed), len(mixed))}
             completed += mixed
         lists.append(completed)
         on_device = iter(_upload(lists, device))
         parts_, inputs_, states_ = (next(on_device) for _ in range(3))
-        reaches = iter(packs)
+        widest = iter(packs)
         rounds = []
         for node in plan.states[plan.inputs :]:
-            first_, second_, first_packs, second_packs = (next(on_device) for _ in range(4))
+            first_, second_, first_packs, second_packs, mixed_ = (next(on_device) for _ in range(5))
             rounds.append(
                 Round(
                     node,
                     first_,
                     second_,
-                    Packs(first_packs, *next(reaches)),
-                    Packs(second_packs, *next(reaches)),
-                    *(next(on_device) for _ in range(3)),
+                    Packs(first_packs, *next(widest)),
+                    Packs(second_packs, *next(widest)),
+                    mixed_,
+                    *(_as_reaching(on_device, *next(widest)) for _ in range(3)),
                 )
             )
         completed_ = next(on_device)
@@ -178,6 +192,28 @@ class _Builder:
             completed_.table[normalized * len(Layer._fields) :], completed_.length - normalized
         )
         return Tables(parts_, inputs_, rounds, states_, completed_, candidates)
+
+    def _reaching(
+        self, source: int, edges: Sequence[EdgePlan], mixed: Sequence[Layer]
+    ) -> list[Layer]:
+        """What hands a state something from the node that the edges enter."""
+        own = [edge for edge in edges if edge.source == source]
+        found = [row for edge in own for row in self._first(edge)]
+        return found + [
+            row
+            for edge in own
+            for row in mixed
+            if row.edge == edge.row and row.kind in _WITHOUT_LAYERS
+        ]
+
+    def _groups(self, own: Sequence[Sequence[Layer]]) -> list[Group]:
+        """One for every state, whose rows follow one another."""
+        found: list[Group] = []
+        first = 0
+        for state, layers in enumerate(own):
+            found.append(self._group(state, first, layers))
+            first += len(layers)
+        return found
 
     def _input_sums(self, position: int) -> Layer:
         layout = self.layout
@@ -380,6 +416,18 @@ def _packs(layers: Sequence[Layer]) -> list[Pack]:
         else:
             found.append(Pack(place, 1, pool))
     return found
+
+
+def _has_kernel(row: Layer) -> bool:
+    """Whether `cell_reach_states` of csrc/cuda takes a row."""
+    return row.kind == rows.SEPARABLE.value and row.stride == 1
+
+
+def _as_reaching(on_device: Iterator[Rows], halo: int, taps: int, stride: int) -> Reaching:
+    """The next two of what was uploaded; without separable convolutions there are no taps."""
+    groups, layers = next(on_device), next(on_device)
+    nothing = Rows(layers.table, 0)
+    return Reaching(groups, layers, Packs(nothing, halo, taps, stride), taps > 0)
 
 
 def _reach(layers: Sequence[Layer]) -> tuple[int, int, int]:

@@ -14,8 +14,10 @@
 #define DA2S_CHANNELS(C)                                                         \
   DA2S_KERNEL(cell_convolve_##C, Convolve, (C > 16 ? 1 : 2), convolve<C, false>) \
   DA2S_KERNEL(cell_convolve_##C##_second, Convolve, 2, convolve<C, true>)        \
-  DA2S_KERNEL(cell_reach_inner_##C, Reach, 1, reach_inner<C>)                    \
-  DA2S_KERNEL(cell_reach_states_##C, ReachStates, 1, reach_states<C>)
+  DA2S_KERNEL(cell_reach_inner_##C, Reach, 2, reach_inner<C, 5>)                 \
+  DA2S_KERNEL(cell_reach_inner_##C##_7x7, Reach, 1, reach_inner<C, 7>)           \
+  DA2S_KERNEL(cell_reach_states_##C, ReachStates, 2, reach_states<C, 5>)         \
+  DA2S_KERNEL(cell_reach_states_##C##_7x7, ReachStates, 1, reach_states<C, 7>)
 
 DA2S_CHANNELS(4)
 DA2S_CHANNELS(8)
@@ -128,7 +130,9 @@ void cell_reach_inner(std::vector<int64_t> grid, Tensor table, Tensor z, Tensor 
                          static_cast<int>(log_width),
                          static_cast<int>(log_height),
                          static_cast<int>(log_images)};
-  start(DA2S_CHOOSE(cell_reach_inner, , channels), "cell_reach_inner", grid, shared, z, call);
+  start(taps > 25 ? DA2S_CHOOSE(cell_reach_inner, _7x7, channels)
+                  : DA2S_CHOOSE(cell_reach_inner, , channels),
+        "cell_reach_inner", grid, shared, z, call);
 }
 
 void cell_reach_states(std::vector<int64_t> grid, Tensor table, Tensor layers, Tensor states,
@@ -163,7 +167,9 @@ void cell_reach_states(std::vector<int64_t> grid, Tensor table, Tensor layers, T
                                static_cast<int>(log_width),
                                static_cast<int>(log_height),
                                static_cast<int>(log_images)};
-  start(DA2S_CHOOSE(cell_reach_states, , channels), "cell_reach_states", grid, shared, z, call);
+  start(taps > 25 ? DA2S_CHOOSE(cell_reach_states, _7x7, channels)
+                  : DA2S_CHOOSE(cell_reach_states, , channels),
+        "cell_reach_states", grid, shared, z, call);
 }
 
 }  // namespace

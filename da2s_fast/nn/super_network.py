@@ -43,8 +43,8 @@ class _SuperNetwork(nn.Module):
         """The images in the layout to compute in, (N, C, H, W)."""
         layout = self.memory_format
         if layout is None:
-            compiled = HAS_CPU_KERNEL and x.device.type == "cpu"
-            layout = torch.channels_last if compiled else torch.contiguous_format
+            fused = HAS_CPU_KERNEL if x.device.type == "cpu" else x.is_cuda
+            layout = torch.channels_last if fused else torch.contiguous_format
         return x.contiguous(memory_format=layout)
 
     @property

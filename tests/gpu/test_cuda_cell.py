@@ -32,6 +32,7 @@ PLANS = {
     "reduction": CellPlan(16, ("skip_connect", "dil_conv_5x5", *POOLS), 1, True, ("conv",)),
     "partial": CellPlan(16, ("sep_conv_5x5", "max_pool_3x3"), 1, True, ("identity",), 4),
     "widest": CellPlan(4, ("sep_conv_7x7",), 1, False, ("identity",)),
+    "shuffled": CellPlan(16, ("dil_conv_5x5", "max_pool_3x3"), 2, True, ("conv",), 4),
 }
 SMALL = PLANS["two layers"]
 
@@ -103,9 +104,17 @@ def test_as_accurate_as_eager(device, name):
 
 @pytest.mark.parametrize(
     ("device", "name"),
-    [("sm_80", "pools"), ("sm_90", "widest"), ("sm_100", "two layers")],
+    [
+        ("sm_80", "pools"),
+        ("sm_80", "shuffled"),
+        ("sm_90", "widest"),
+        ("sm_100", "two layers"),
+        pytest.param("gpu", "pools", marks=pytest.mark.gpu),
+        pytest.param("gpu", "shuffled", marks=pytest.mark.gpu),
+        pytest.param("gpu", "widest", marks=pytest.mark.gpu),
+        pytest.param("gpu", "two layers", marks=pytest.mark.gpu),
+    ],
     indirect=["device"],
-    ids=["sm_80", "sm_90", "sm_100"],
 )
 def test_gradients_are_as_accurate_as_eager_ones(device, name):
     """Triton's backward pass reads what CUDA's forward pass leaves: z, moments, positions."""
@@ -179,8 +188,9 @@ def test_columns_are_those_of_the_tables():
     groups = [
         re.findall(r"k(\w+)", body) for body in re.findall(r"enum : int \{(.*?)\}", text, re.S)
     ]
-    layer, kinds, pack = groups
+    layer, kinds, group, pack = groups
     assert layer == [*map(camel, rows.Layer._fields), "Layer"]
+    assert group == [*(f"Group{camel(name)}" for name in rows.Group._fields), "Group"]
     assert pack == [*(f"Pack{camel(name)}" for name in rows.Pack._fields), "Pack"]
     assert [getattr(rows, kind.upper()).value for kind in kinds] == [*range(len(kinds))]
 
@@ -221,7 +231,11 @@ def test_operators_take_what_launches_hand_over(monkeypatch):
     with launched_by(launches.append):
         gradients_of(make_case(SMALL, (2, 5, 7)).to(torch.float32))
     own = [started for started in launches if isinstance(started.kernel, CudaKernel)]
-    assert {started.kernel for started in own} == {compiled.CONVOLVE, compiled.REACH_INNER}
+    assert {started.kernel for started in own} == {
+        compiled.CONVOLVE,
+        compiled.REACH_INNER,
+        compiled.REACH_STATES,
+    }
     for started in own:
         with pytest.raises(NotImplementedError, match="'CPU' backend"):
             launch(started.kernel, started.grid, **started.arguments)
@@ -248,6 +262,7 @@ def planted(tmp_path, monkeypatch) -> Callable[..., None]:
 
 
 CONVOLVE, PULL, REACH = "cell/convolve.cuh", "cell/pull.cuh", "cell/reach.cuh"
+REACH_STATES = "cell/reach_states.cuh"
 
 
 @ONE_ARCHITECTURE
@@ -282,8 +297,13 @@ def test_planted_bugs_are_noticed(device, planted, file, old, new):
         (REACH, "end < images ? end : images", "end < images ? end : images - 1"),
         # A row's pitch in the place of a pixel's.
         (PULL, "gradient + pixel.at * pitch + c", "gradient + pixel.at * C * 2 + c"),
+        (REACH_STATES, "const int64_t at = pixel.at * call.pitch;", "const int64_t at = pixel.at;"),
+        # What is there already is forgotten.
+        (REACH_STATES, "to->x + found[0]", "found[0]"),
+        # A tap of the next row.
+        (PULL, "from[(ky * kDilation * tile.columns + i) * C]", "from[(ky * C + i) * C]"),
     ],
-    ids=["sums", "tap", "image", "pitch"],
+    ids=["sums", "tap", "image", "pitch", "state's pitch", "sum", "row of taps"],
 )
 def test_planted_bugs_of_the_backward_pass_are_noticed(device, planted, file, old, new):
     planted(file, old, new)

@@ -20,7 +20,7 @@ def evaluate(module: nn.Module, call: Callable[..., Tensor], inputs: Sequence[Te
     output = call(module, *leaves)
     generator = torch.Generator().manual_seed(7)
     grad = torch.randn(output.shape, generator=generator, dtype=torch.float64)
-    output.backward(grad.to(output.dtype))
+    output.backward(grad.to(output))
     results = {"output": output.detach()}
     results |= {f"input{i}": leaf.grad for i, leaf in enumerate(leaves) if leaf.grad is not None}
     results |= {n: p.grad for n, p in module.named_parameters() if p.grad is not None}

@@ -76,6 +76,7 @@ __device__ void load_weights(const Convolve& call, const int64_t* row, float* to
   if (row[kKind] != kSeparable && row[kKind] != kDense) return;
   const float* product = call.weights + row[kProduct];
   const int cout = static_cast<int>(row[kCout]);
+#pragma unroll 4
   for (int i = threadIdx.x; i < cout * C; i += kThreads) to[i % C * C + i / C] = product[i];
   if (row[kKind] != kSeparable) return;
   const float* spatial = call.weights + row[kSpatial];
@@ -162,18 +163,20 @@ __device__ void finish_row(const Convolve& call, const Room<C>& room, const Tile
 // Mean and 1 / deviation of the norm in front of a second layer; the first chunk's program writes
 // them down.
 template <int C>
-__device__ void inner_norm(const Convolve& call, const int64_t* row, float* norm) {
-  const int c = threadIdx.x;
-  if (c >= C) return;
+__device__ void inner_norm(const Convolve& call, const int64_t* row, float* norm, double* scratch) {
+  const int c = threadIdx.x % C;
   float* statistics = call.statistics + row[kInner] + c;
+  const bool given = call.known || row[kInnerFrozen] != 0;
+  double exact_mean = 0, exact_variance = 0;
+  if (!given)
+    merge<C>(call.moments + row[kInnerMoments], gridDim.x, call.chunk_pixels, call.pixels, scratch,
+             exact_mean, exact_variance);
+  if (threadIdx.x >= C) return;
   float mean, variance;
-  if (call.known || row[kInnerFrozen] != 0) {
+  if (given) {
     mean = statistics[0];
     variance = statistics[C];
   } else {
-    double exact_mean, exact_variance;
-    merge(call.moments + row[kInnerMoments], c, C, gridDim.x, call.chunk_pixels, call.pixels,
-          exact_mean, exact_variance);
     // Rounded before use: backward and a second forward read what is written here.
     mean = static_cast<float>(exact_mean);
     variance = static_cast<float>(exact_variance);
@@ -260,7 +263,7 @@ __device__ void convolve(const Convolve& call, char* shared) {
   for (int i = threadIdx.x; i < length * C * 2; i += kThreads) room.sums[i] = 0;
   __syncthreads();
   if (kSecond) {
-    inner_norm<C>(call, room.rows, room.norm);
+    inner_norm<C>(call, room.rows, room.norm, reinterpret_cast<double*>(room.between));
     __syncthreads();
   }
   const Input input{static_cast<int>(room.rows[kHeight]), static_cast<int>(room.rows[kWidth]),

@@ -49,27 +49,42 @@ __device__ double across_warps(const float* partial, int c, int which) {
   return sum;
 }
 
-// Merge the partial moments (chunks, 2, C) of one channel of all chunks.
-__device__ inline void merge(const double* moments, int c, int width, int chunks,
-                             int64_t chunk_pixels, int64_t pixels, double& mean, double& variance) {
+// The sum over all threads of a channel, which threads c, c + C, ... have; all get it.
+template <int C>
+__device__ double across_threads(double own, double* scratch) {
+  scratch[threadIdx.x] = own;
+  __syncthreads();
+  double sum = 0;
+  for (int part = threadIdx.x % C; part < kThreads; part += C) sum += scratch[part];
+  __syncthreads();
+  return sum;
+}
+
+// Merge the partial moments (chunks, 2, C) of all chunks; the threads of a channel get the same.
+template <int C>
+__device__ void merge(const double* moments, int chunks, int64_t chunk_pixels, int64_t pixels,
+                      double* scratch, double& mean, double& variance) {
+  constexpr int kParts = kThreads / C;
+  const int c = threadIdx.x % C, start = threadIdx.x / C;
+  const auto size_of = [&](int chunk) {
+    const int64_t left = pixels - chunk * chunk_pixels;
+    return static_cast<double>(left < chunk_pixels ? left : chunk_pixels);
+  };
   // Around the first chunk's mean, so that the sum over chunks is one of small numbers.
   const double first = moments[c];
-  double shift = 0;
-  for (int chunk = 0; chunk < chunks && chunk * chunk_pixels < pixels; ++chunk) {
-    const int64_t left = pixels - chunk * chunk_pixels;
-    const double size = static_cast<double>(left < chunk_pixels ? left : chunk_pixels);
-    shift += size * (moments[chunk * 2 * width + c] - first);
-  }
-  shift /= static_cast<double>(pixels);
-  double total = 0;
-  for (int chunk = 0; chunk < chunks && chunk * chunk_pixels < pixels; ++chunk) {
-    const int64_t left = pixels - chunk * chunk_pixels;
-    const double size = static_cast<double>(left < chunk_pixels ? left : chunk_pixels);
-    const double off = moments[chunk * 2 * width + c] - first - shift;
-    total += moments[(chunk * 2 + 1) * width + c] + size * off * off;
+  double own = 0;
+#pragma unroll 4
+  for (int chunk = start; chunk < chunks && chunk * chunk_pixels < pixels; chunk += kParts)
+    own += size_of(chunk) * (moments[chunk * 2 * C + c] - first);
+  const double shift = across_threads<C>(own, scratch) / static_cast<double>(pixels);
+  own = 0;
+#pragma unroll 4
+  for (int chunk = start; chunk < chunks && chunk * chunk_pixels < pixels; chunk += kParts) {
+    const double off = moments[chunk * 2 * C + c] - first - shift;
+    own += moments[(chunk * 2 + 1) * C + c] + size_of(chunk) * off * off;
   }
   mean = first + shift;
-  variance = total / static_cast<double>(pixels);
+  variance = across_threads<C>(own, scratch) / static_cast<double>(pixels);
 }
 
 }  // namespace da2s_fast::cell

@@ -8,11 +8,25 @@
 namespace da2s_fast::cell {
 
 // Scale, mean, shift and slope of dz = scale (G - shift - (z - mean) slope), (4, C). Where
-// statistics are given or there is no norm, z has no part in it: shift and slope are 0.
+// statistics are given or there is no norm, z has no part in it: shift and slope are 0. All threads
+// add up chunks, through `scratch` of two doubles per thread.
 template <int C, class Call>
-__device__ void coefficients(const Call& call, const int64_t* row, float* to) {
-  const int c = threadIdx.x;
-  if (c >= C) return;
+__device__ void coefficients(const Call& call, const int64_t* row, float* to, double* scratch) {
+  constexpr int kParts = kThreads / C;
+  const int c = threadIdx.x % C;
+  if (row[kStatistics] >= 0 && row[kFrozen] == 0) {
+    double gradients = 0, products = 0;
+    const double* sums = call.sums + row[kSums] + c;
+#pragma unroll 4
+    for (unsigned chunk = threadIdx.x / C; chunk < gridDim.x; chunk += kParts) {
+      gradients += sums[chunk * 2 * C];
+      products += sums[(chunk * 2 + 1) * C];
+    }
+    scratch[threadIdx.x] = gradients;
+    scratch[kThreads + threadIdx.x] = products;
+  }
+  __syncthreads();
+  if (threadIdx.x >= C) return;
   float scale = 1, mean = 0, shift = 0, slope = 0;
   const int64_t edge = row[kEdge], place = row[kStatistics];
   if (edge >= 0) {
@@ -26,10 +40,9 @@ __device__ void coefficients(const Call& call, const int64_t* row, float* to) {
     scale *= rstd;
     if (row[kFrozen] == 0) {
       double gradients = 0, products = 0;
-      const double* sums = call.sums + row[kSums] + c;
-      for (unsigned chunk = 0; chunk < gridDim.x; ++chunk) {
-        gradients += sums[chunk * 2 * C];
-        products += sums[(chunk * 2 + 1) * C];
+      for (int part = c; part < kThreads; part += C) {
+        gradients += scratch[part];
+        products += scratch[kThreads + part];
       }
       const double pixels = static_cast<double>(call.pixels), exact = rstd;
       shift = static_cast<float>(gradients / pixels);
@@ -108,6 +121,7 @@ __device__ void add_taps(const float* shared, const Tile& tile, int padding, con
   constexpr int kReach = kRun + (kKernelSize - 1) * kDilation;
   const int c = threadIdx.x % C;
   const int log_lines = tile.log_height + tile.log_images;
+#pragma unroll 1
   for (int unit = threadIdx.x / C; unit < pixels_of(tile) / kRun; unit += kThreads / C) {
     const int line = unit & ((1 << log_lines) - 1);
     const int x = (unit >> log_lines) * kRun;

@@ -229,14 +229,15 @@ __device__ void reach_as(const Reach& call, const ReachRoom<C>& room) {
   gather_inner<C, kKernelSize>(call, room, tile, first_image, end_image);
 }
 
-template <int C>
+// kMost: the largest kernel among the rows; those of 7x7 take the registers of two programs.
+template <int C, int kMost>
 __device__ void reach_inner(const Reach& call, char* shared) {
   const ReachRoom<C> room(shared, call.taps);
   for (int i = threadIdx.x; i < kLayer; i += kThreads)
     room.row[i] = call.table[blockIdx.y * kLayer + i];
   for (int i = threadIdx.x; i < 2 * C; i += kThreads) room.sums[i] = 0;
   __syncthreads();
-  coefficients<C>(call, room.row, room.coefficients);
+  coefficients<C>(call, room.row, room.coefficients, reinterpret_cast<double*>(room.dz));
   if (threadIdx.x < C) {
     const float* inner = call.statistics + room.row[kInner] + threadIdx.x;
     room.norm[threadIdx.x] = inner[0];
@@ -246,7 +247,7 @@ __device__ void reach_inner(const Reach& call, char* shared) {
   __syncthreads();
   if (room.row[kKernel] == 3) reach_as<C, 3>(call, room);
   if (room.row[kKernel] == 5) reach_as<C, 5>(call, room);
-  if (room.row[kKernel] == 7) reach_as<C, 7>(call, room);
+  if (kMost == 7 && room.row[kKernel] == 7) reach_as<C, kMost>(call, room);
 }
 
 }  // namespace da2s_fast::cell

@@ -96,7 +96,8 @@ __device__ void reach_state_as(const ReachStates& call, const ReachRoom<C>& room
   gather_state<C, kKernelSize, kDilation>(call, room, group, tile, images);
 }
 
-template <int C>
+// kMost: as for `reach_inner`.
+template <int C, int kMost>
 __device__ void reach_states(const ReachStates& call, char* shared) {
   const ReachRoom<C> room(shared, call.taps);
   const int64_t* group = call.table + blockIdx.y * kGroup;
@@ -106,13 +107,13 @@ __device__ void reach_states(const ReachStates& call, char* shared) {
     for (int i = threadIdx.x; i < kLayer; i += kThreads)
       room.row[i] = call.layers[(group[kGroupFirst] + layer) * kLayer + i];
     __syncthreads();
-    coefficients<C>(call, room.row, room.coefficients);
+    coefficients<C>(call, room.row, room.coefficients, reinterpret_cast<double*>(room.dz));
     __syncthreads();
     const int64_t kernel = room.row[kKernel];
     if (room.row[kDilation] == 1) {
       if (kernel == 3) reach_state_as<C, 3, 1>(call, room, group);
       if (kernel == 5) reach_state_as<C, 5, 1>(call, room, group);
-      if (kernel == 7) reach_state_as<C, 7, 1>(call, room, group);
+      if (kMost == 7 && kernel == 7) reach_state_as<C, kMost, 1>(call, room, group);
     } else {
       if (kernel == 3) reach_state_as<C, 3, 2>(call, room, group);
       if (kernel == 5) reach_state_as<C, 5, 2>(call, room, group);

@@ -80,7 +80,7 @@ struct Reach {
 
   Reach& run(unsigned seed) {
     shim::launch({static_cast<unsigned>(chunks), 1, 1}, cell::kThreads, bytes, seed,
-                 [&](char* shared) { cell::reach_inner<C>(call, shared); });
+                 [&](char* shared) { cell::reach_inner<C, 7>(call, shared); });
     return *this;
   }
 

@@ -87,8 +87,11 @@ def compile_cuda(launch: Launch, arch: int) -> CudaCompiled:
 
 def entry_of(launch: Launch) -> str:
     """The kernel's name in csrc/cuda/cell.cu."""
-    second = "_second" if launch.arguments.get("second") else ""
-    return f"{launch.kernel.name}_{launch.arguments['channels']}{second}"
+    given, name = launch.arguments, launch.kernel.name
+    suffix = "_second" if given.get("second") else ""
+    if name.startswith("cell_reach") and given["taps"] > 25:
+        suffix = "_7x7"
+    return f"{name}_{given['channels']}{suffix}"
 
 
 def digest_of(sources: Path) -> str:

@@ -25,7 +25,13 @@ from da2s_fast.ops._triton import launched_as, precision_of, rounds_to_tf32
 from da2s_fast.ops.cell.operator import accumulation_dtype
 from da2s_fast.ops.cell.operator import layout as memory_format
 from da2s_fast.ops.cell.triton import compiled
-from da2s_fast.ops.cell.triton.layout import TF32_MARK, Layout, block_of, layout_of
+from da2s_fast.ops.cell.triton.layout import (
+    ENOUGH_PROGRAMS,
+    TF32_MARK,
+    Layout,
+    block_of,
+    layout_of,
+)
 from da2s_fast.ops.cell.triton.tables import Packs, Round, Rows, Tables, tables_of
 
 
@@ -266,16 +272,27 @@ def _convolve_compiled(call: Call, step: Round, own: Rows, packs: Packs, second:
     )
 
 
+def mixed_tile(pixels: int, blocks: int, tile: int) -> int:
+    """Pixels of a program that mixes candidates: up to four tiles if enough programs are left.
+
+    Every program adds up all chunks' moments of every candidate.
+    """
+    larger = (4 * tile, 2 * tile)
+    return next((t for t in larger if cdiv(pixels, t) * blocks >= ENOUGH_PROGRAMS), tile)
+
+
 def _mix(call: Call, step: Round, output: Tensor) -> None:
     """A node, and its part of the output."""
     layout, plan = call.layout, call.layout.plan
     block = block_of(plan.mixed_channels)
     place = step.node - (len(plan.states) - plan.outputs)
     part = output.narrow(1, max(place, 0) * plan.channels, plan.channels)
+    blocks = cdiv(plan.mixed_channels, block)
+    tile = mixed_tile(layout.pixels(step.node), blocks, layout.tile)
     launch(
         mix.mix,
-        (cdiv(layout.pixels(step.node), layout.tile), cdiv(plan.mixed_channels, block)),
-        **launched_as("mix", call.states.device, layout.tile * block),
+        (cdiv(layout.pixels(step.node), tile), blocks),
+        **launched_as("mix", call.states.device, tile * block),
         table=step.mixed.table,
         rows=step.mixed.length,
         p_weights=call.p,
@@ -294,7 +311,7 @@ def _mix(call: Call, step: Round, output: Tensor) -> None:
         HAS_OUTPUT=place >= 0,
         KNOWN=call.known,
         EPS=call.eps,
-        PIXELS=layout.tile,
+        PIXELS=tile,
         CHUNK_PIXELS=layout.tile,
         CHUNKS=layout.chunks,
         BLOCK=block,

@@ -21,13 +21,16 @@ _TILE = 1024
 """Most numbers of a tile: with twice as many, threads would have to put registers into memory."""
 CHUNKS = 32
 """Most chunks that a sum over the batch is cut into, a power of two."""
-CHUNK_PIXELS = 512
+CHUNK_PIXELS = 256
 """Fewest pixels of a chunk."""
 IMAGE_CHUNKS = 64
 """Most chunks of whole images, in the backward pass; a power of two."""
-IMAGE_CHUNK_PIXELS = 256
+IMAGE_CHUNK_PIXELS = 128
 """Fewest pixels of those: a chunk's gradients of weights are as many numbers as weights, and
 everybody who needs a sum adds up all chunks."""
+
+ENOUGH_PROGRAMS = 256
+"""As many as large GPUs run at once, two on each multiprocessor."""
 
 _ALIGNMENT = 32  # numbers: whole sectors of every type
 TF32_MARK = _ALIGNMENT

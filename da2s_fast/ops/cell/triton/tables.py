@@ -14,7 +14,7 @@ from da2s_fast.kernels.cell import rows
 from da2s_fast.kernels.cell.rows import Group, Layer, Pack, Part
 from da2s_fast.ops.cell.operations import CONVS, DENSE, NONE, POOLS, SKIP
 from da2s_fast.ops.cell.plan import EdgePlan
-from da2s_fast.ops.cell.triton.layout import Key, Layout, layout_of
+from da2s_fast.ops.cell.triton.layout import ENOUGH_PROGRAMS, Key, Layout, layout_of
 
 
 class Rows(NamedTuple):
@@ -160,7 +160,7 @@ class _Builder:
             by_others = [[row for row in found if not _has_kernel(row)] for found in own]
             reaches = [own, by_compiled, by_others]
             packs += [_reach(first), _reach(second)]
-            lists += [first, second, _packs(first), _packs(second), mixed]
+            lists += [first, second, *(_packs(r, layout.chunks) for r in (first, second)), mixed]
             for which in reaches:
                 packs.append(_reach([*chain.from_iterable(which)]))
                 groups = self._groups(which)
@@ -405,13 +405,14 @@ _MOST_ROWS = 8
 """Of a pack, see csrc/cuda/cell/table.cuh."""
 
 
-def _packs(layers: Sequence[Layer]) -> list[Pack]:
-    """Neighbours that read the same input."""
+def _packs(layers: Sequence[Layer], chunks: int) -> list[Pack]:
+    """Neighbours that read the same input: the more, the more programs are left nevertheless."""
+    most = max(1, min(_MOST_ROWS, len(layers) * chunks // ENOUGH_PROGRAMS))
     found: list[Pack] = []
     for place, row in enumerate(layers):
         pool = int(row.kind in _POOL_KINDS)
         last = found[-1] if found else None
-        if last and last.length < _MOST_ROWS and layers[last.first].source == row.source:
+        if last and last.length < most and layers[last.first].source == row.source:
             found[-1] = last._replace(length=last.length + 1, pools=last.pools + pool)
         else:
             found.append(Pack(place, 1, pool))

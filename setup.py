@@ -118,7 +118,7 @@ def cuda_extension() -> Extension:
         include_dirs=[str(ROOT / "csrc"), *map(str, wheels.glob("*/include"))],
         extra_compile_args={
             "cxx": [TARGET_TORCH, "-DUSE_CUDA", *CPU_FLAGS],
-            "nvcc": [TARGET_TORCH, "-DUSE_CUDA", "-O3", *flags],
+            "nvcc": [TARGET_TORCH, "-DUSE_CUDA", "-O3", "--threads=0", *flags],
         },
         depends=sources("**/*.h") + sources("cuda/**/*.cuh"),
         py_limited_api=True,

@@ -11,12 +11,12 @@
     extern __shared__ __align__(16) char shared[];                                  \
     da2s_fast::cell::__VA_ARGS__(call, shared);                                     \
   }
-#define DA2S_CHANNELS(C)                                                         \
-  DA2S_KERNEL(cell_convolve_##C, Convolve, (C > 16 ? 1 : 2), convolve<C, false>) \
-  DA2S_KERNEL(cell_convolve_##C##_second, Convolve, 2, convolve<C, true>)        \
-  DA2S_KERNEL(cell_reach_inner_##C, Reach, 2, reach_inner<C, 5>)                 \
-  DA2S_KERNEL(cell_reach_inner_##C##_7x7, Reach, 1, reach_inner<C, 7>)           \
-  DA2S_KERNEL(cell_reach_states_##C, ReachStates, 2, reach_states<C, 5>)         \
+#define DA2S_CHANNELS(C)                                                                \
+  DA2S_KERNEL(cell_convolve_##C, Convolve, (C > 16 ? 1 : 2), convolve<C, false>)        \
+  DA2S_KERNEL(cell_convolve_##C##_second, Convolve, 2, convolve<C, true>)               \
+  DA2S_KERNEL(cell_reach_inner_##C, Reach, (C > 32 ? 1 : 2), reach_inner<C, 5>)         \
+  DA2S_KERNEL(cell_reach_inner_##C##_7x7, Reach, 1, reach_inner<C, 7>)                  \
+  DA2S_KERNEL(cell_reach_states_##C, ReachStates, (C > 32 ? 1 : 2), reach_states<C, 5>) \
   DA2S_KERNEL(cell_reach_states_##C##_7x7, ReachStates, 1, reach_states<C, 7>)
 
 DA2S_CHANNELS(4)

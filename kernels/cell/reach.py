@@ -11,8 +11,8 @@ weights.
 
 reach_states: grid (chunks, groups, taps x blocks of output x blocks of input channels). Adds to the
 gradient of a state what one later node's candidates hand it, layer after layer through the same
-room, and writes gradients of first layers' weights. The program that completes a state's gradient
-goes on to the sums which that completes.
+room, and writes gradients of first layers' weights. Without separable convolutions pixels need
+nothing of that room, and several programs share a chunk.
 
 Parallel are images and edges, not layers of an edge: 64 images of 32 x 32 give a node 128 to 320
 programs. In exchange an edge's gradient stays with the multiprocessor that adds it up, and what
@@ -39,12 +39,10 @@ from da2s_fast.kernels.cell.rows import (
     DENSE,
     GROUP,
     GROUP_FIRST,
-    GROUP_FIRST_SUM,
     GROUP_GRADIENT,
     GROUP_LENGTH,
     GROUP_SHUFFLED,
     GROUP_STATE,
-    GROUP_SUMS,
     INNER,
     INNER_GRADIENT,
     INNER_SUMS,
@@ -54,9 +52,7 @@ from da2s_fast.kernels.cell.rows import (
     SEPARABLE,
     SOURCE,
     SPATIAL,
-    STATE,
 )
-from da2s_fast.kernels.cell.sums import sum_candidate, sum_state
 from da2s_fast.kernels.cell.window import window_of
 
 
@@ -162,7 +158,6 @@ def reach_inner(
 def reach_states(
     table,
     layers,
-    completed,
     states,
     z,
     gradients,
@@ -182,6 +177,7 @@ def reach_states(
     width,
     channels,
     images,
+    shares,
     weight_count,
     SHUFFLED: tl.constexpr,
     SEPARABLES: tl.constexpr,
@@ -189,7 +185,6 @@ def reach_states(
     DENSES: tl.constexpr,
     SEVERAL: tl.constexpr,
     WEIGHTS: tl.constexpr,
-    SUMS_TOO: tl.constexpr,
     EPS: tl.constexpr,
     DOT: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -203,18 +198,18 @@ def reach_states(
     Given:
         table: of `Group`.
         layers: of `Layer`, the groups' rows.
-        completed: of `Layer`, what sums are taken of.
         states: all states.
         in_pixels: of an input state.
         in_height: of an input state.
         in_width: of an input state.
         node_states: where nodes begin among the states.
+        shares: programs among which a chunk's pixels are divided; 1 with separable convolutions.
         SEPARABLES: whether separable convolutions are among the rows.
         HALVES: whether FactorizedReduce is among the rows, with a row for each half of z.
         DENSES: whether dense convolutions are among the rows.
-        SUMS_TOO: whether the sums of candidates are taken here.
     """
-    chunk = tl.program_id(0)
+    chunk = tl.program_id(0) // shares
+    share = tl.program_id(0) % shares
     group = table + tl.program_id(1) * GROUP
     blocks = tl.cdiv(channels, BLOCK)
     i = tl.program_id(2) % blocks
@@ -228,6 +223,9 @@ def reach_states(
     own_all = tl.where(is_node, pixels, in_pixels)
     first, last = own_pixels(chunk, images, height * width, pixels)
     own_first, own_last = own_pixels(chunk, images, own_height * own_width, own_all)
+    own_count = tl.cdiv(own_last - own_first, shares)
+    own_first += share * own_count
+    own_last = tl.minimum(own_first + own_count, own_last)
     rows = layers + tl.load(group + GROUP_FIRST) * LAYER
     to = gradients + place_of(group + GROUP_GRADIENT)
     shuffled = tl.load(group + GROUP_SHUFFLED).to(tl.int32)
@@ -246,7 +244,7 @@ def reach_states(
                 )  # fmt: skip
                 # What was written is read by other threads.
                 tl.debug_barrier()
-        elif (WEIGHTS and DENSES) and kind == DENSE:
+        elif (WEIGHTS and DENSES) and (kind == DENSE) & (share == 0):
             pull_dense(
                 row, states, z, gradients, to_weights, p_weights, g_weights, operations,
                 statistics, sums, first, last, pixels, height, width, channels, pitch, i, j, tap,
@@ -264,18 +262,5 @@ def reach_states(
                 own_width, pixels, height, width, channels, SHUFFLED, SEPARABLES, HALVES, DENSES,
                 SEVERAL, EPS, DOT, PRECISION, PIXELS, CHUNKS, BLOCK,
             )  # fmt: skip
-        # The next layer writes to the same room; sums are taken of what all threads wrote.
+        # The next layer writes to the same room.
         tl.debug_barrier()
-    if gathers:
-        for index in range(0, tl.load(group + GROUP_SUMS).to(tl.int32)):
-            row = completed + (tl.load(group + GROUP_FIRST_SUM) + index) * LAYER
-            if tl.load(row + KIND) == STATE:
-                sum_state(
-                    row, states, gradients, sums, chunk, i, own_first, own_last, channels,
-                    SHUFFLED, PIXELS, BLOCK,
-                )  # fmt: skip
-            elif SUMS_TOO:
-                sum_candidate(
-                    row, states, z, gradients, None, None, 0, statistics, sums, chunk, i, first,
-                    last, height, width, channels, SHUFFLED, HALVES, PIXELS, BLOCK,
-                )  # fmt: skip

@@ -93,8 +93,6 @@ class Group(NamedTuple):
         state: the state, among the states.
         gradient: its gradient, among the gradients.
         shuffled: K where the gradient has the order of channels before the shuffle, else 1.
-        first_sum: first of all rows whose sums are taken when the gradient is complete.
-        sums: how many.
     """
 
     first: int
@@ -102,15 +100,12 @@ class Group(NamedTuple):
     state: int
     gradient: int
     shuffled: int
-    first_sum: int = 0
-    sums: int = 0
 
 
 GROUP = tl.constexpr(len(Group._fields))
-(
-    GROUP_FIRST, GROUP_LENGTH, GROUP_STATE, GROUP_GRADIENT, GROUP_SHUFFLED, GROUP_FIRST_SUM,
-    GROUP_SUMS,
-) = (tl.constexpr(column) for column in range(len(Group._fields)))  # fmt: skip
+GROUP_FIRST, GROUP_LENGTH, GROUP_STATE, GROUP_GRADIENT, GROUP_SHUFFLED = (
+    tl.constexpr(column) for column in range(len(Group._fields))
+)
 
 
 class Pack(NamedTuple):

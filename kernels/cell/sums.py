@@ -5,7 +5,7 @@ writes sum G and sum G (z - mean); for candidates without a norm and for bypasse
 0, and the latter is all that p and g need. For the norms of the preprocessing the normalized values
 are the states: there it is sum G x.
 
-candidate_sums: grid (chunks, rows, blocks of channels), where nobody else has taken the sums.
+candidate_sums: grid (chunks, rows, blocks of channels), of what has its gradient complete.
 
 begin: grid (chunks, states and rows, blocks of channels). Writes the output's gradient to the nodes
 that make it, in the order of channels before the shuffle, and 0 to all other states; and takes the
@@ -176,11 +176,14 @@ def candidate_sums(
     gradients,
     statistics,
     sums,
+    in_pixels,
+    in_size,
     pixels,
     height,
     width,
     channels,
     images,
+    INPUTS: tl.constexpr,
     SHUFFLED: tl.constexpr,
     HALVES: tl.constexpr,
     PIXELS: tl.constexpr,
@@ -189,15 +192,26 @@ def candidate_sums(
     """Write (chunks, 2, channels) partial sums of every row, float64.
 
     Given:
+        table: of `Layer`: a node's candidates, or preprocessed inputs.
+        in_pixels: of an input state.
+        in_size: pixels of one of its images.
         images: of a chunk.
+        INPUTS: which of both.
     """
     chunk = tl.program_id(0)
-    first, last = own_pixels(chunk, images, height * width, pixels)
-    sum_candidate(
-        table + tl.program_id(1) * LAYER, states, z, gradients, None, None, 0, statistics, sums,
-        chunk, tl.program_id(2), first, last, height, width, channels, SHUFFLED, HALVES, PIXELS,
-        BLOCK,
-    )  # fmt: skip
+    row = table + tl.program_id(1) * LAYER
+    if INPUTS:
+        first, last = own_pixels(chunk, images, in_size, in_pixels)
+        sum_state(
+            row, states, gradients, sums, chunk, tl.program_id(2), first, last, channels, SHUFFLED,
+            PIXELS, BLOCK,
+        )  # fmt: skip
+    else:
+        first, last = own_pixels(chunk, images, height * width, pixels)
+        sum_candidate(
+            row, states, z, gradients, None, None, 0, statistics, sums, chunk, tl.program_id(2),
+            first, last, height, width, channels, SHUFFLED, HALVES, PIXELS, BLOCK,
+        )  # fmt: skip
 
 
 @triton.jit

@@ -107,10 +107,12 @@ def test_as_accurate_as_eager(device, name):
     [
         ("sm_80", "pools"),
         ("sm_80", "shuffled"),
+        ("sm_90", "reduction"),
         ("sm_90", "widest"),
         ("sm_100", "two layers"),
         pytest.param("gpu", "pools", marks=pytest.mark.gpu),
         pytest.param("gpu", "shuffled", marks=pytest.mark.gpu),
+        pytest.param("gpu", "reduction", marks=pytest.mark.gpu),
         pytest.param("gpu", "widest", marks=pytest.mark.gpu),
         pytest.param("gpu", "two layers", marks=pytest.mark.gpu),
     ],

@@ -72,7 +72,7 @@ struct Room {
 // Bring a layer's weights: products as (C, cout), so that a thread's 4 outputs lie side by side,
 // depthwise ones as (taps, C).
 template <int C>
-__device__ void load_weights(const Convolve& call, const int64_t* row, float* to) {
+__device__ __forceinline__ void load_weights(const Convolve& call, const int64_t* row, float* to) {
   if (row[kKind] != kSeparable && row[kKind] != kDense) return;
   const float* product = call.weights + row[kProduct];
   const int cout = static_cast<int>(row[kCout]);
@@ -87,8 +87,8 @@ __device__ void load_weights(const Convolve& call, const int64_t* row, float* to
 
 // What a row has before its product.
 template <int C, bool kSecond>
-__device__ void spread(const Room<C>& room, const Tile& tile, int stride, const int64_t* row,
-                       const float* weights) {
+__device__ __forceinline__ void spread(const Room<C>& room, const Tile& tile, int stride,
+                                       const int64_t* row, const float* weights) {
   const int padding = static_cast<int>(row[kPadding]);
   const int kernel = static_cast<int>(row[kKernel]), dilation = static_cast<int>(row[kDilation]);
   if (kSecond || (row[kKind] == kSeparable && stride == 1))
@@ -101,8 +101,8 @@ __device__ void spread(const Room<C>& room, const Tile& tile, int stride, const 
 
 // 4 outputs of 4 pixels, of those that the tile has.
 template <int C>
-__device__ void product(const Tile& tile, const float* between, const float* weights,
-                        float (&values)[kPixels][4]) {
+__device__ __forceinline__ void product(const Tile& tile, const float* between,
+                                        const float* weights, float (&values)[kPixels][4]) {
   const int quad = threadIdx.x % kQuads<C>, pixels = pixels_of(tile);
   const float4* rows = reinterpret_cast<const float4*>(between);
   const float4* shares = reinterpret_cast<const float4*>(weights);
@@ -133,10 +133,10 @@ __device__ inline void store(float* to, float4 v) { __stwb(reinterpret_cast<floa
 
 // A row's z of one tile: from what its product or pool reads in shared memory.
 template <int C, bool kSecond>
-__device__ void finish_row(const Convolve& call, const Room<C>& room, const Tile& tile,
-                           const Input& input, const int64_t* row, const float* weights,
-                           int64_t first, int64_t last, float (&values)[kPixels][4],
-                           bool (&live)[kPixels]) {
+__device__ __forceinline__ void finish_row(const Convolve& call, const Room<C>& room,
+                                           const Tile& tile, const Input& input, const int64_t* row,
+                                           const float* weights, int64_t first, int64_t last,
+                                           float (&values)[kPixels][4], bool (&live)[kPixels]) {
   const int c = threadIdx.x % kQuads<C> * 4;
   const bool pools = !kSecond && (row[kKind] == kMaximum || row[kKind] == kAverage);
   const bool own = pools || c < row[kCout];
@@ -213,9 +213,10 @@ __device__ void write_moments(const Convolve& call, const Room<C>& room, int row
 // All rows of a pack on one tile. `count` is its number of live pixels, `fresh` whether it is the
 // chunk's first.
 template <int C, bool kSecond>
-__device__ void convolve_tile(const Convolve& call, const Room<C>& room, const Tile& tile,
-                              const Input& input, int length, int pools, int64_t first,
-                              int64_t last, int count, bool fresh) {
+__device__ __forceinline__ void convolve_tile(const Convolve& call, const Room<C>& room,
+                                              const Tile& tile, const Input& input, int length,
+                                              int pools, int64_t first, int64_t last, int count,
+                                              bool fresh) {
   const int size = (C + call.taps) * C;
   load_weights<C>(call, room.rows, room.weights);
   __syncthreads();
@@ -253,7 +254,7 @@ __device__ void convolve_tile(const Convolve& call, const Room<C>& room, const T
 }
 
 template <int C, bool kSecond>
-__device__ void convolve(const Convolve& call, char* shared) {
+__device__ __forceinline__ void convolve(const Convolve& call, char* shared) {
   const Room<C> room(shared, call.taps);
   const int64_t* pack = call.packs + blockIdx.y * kPack;
   const int length = static_cast<int>(pack[kPackLength]);

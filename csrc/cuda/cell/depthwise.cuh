@@ -9,8 +9,8 @@ namespace da2s_fast::cell {
 // input is read once per row and used for every output whose window holds it. `weights` are (taps,
 // C), `between` (pixels of the tile, C). The lanes of a warp take channels, then rows.
 template <int C, int kKernel, int kDilation, int kStride>
-__device__ void depthwise(const float* shared, const Tile& tile, int padding, const float* weights,
-                          float* between) {
+__device__ __forceinline__ void depthwise(const float* shared, const Tile& tile, int padding,
+                                          const float* weights, float* between) {
   constexpr int kReach = (kRun - 1) * kStride + (kKernel - 1) * kDilation + 1;
   const int c = threadIdx.x % C;
   const int log_lines = tile.log_height + tile.log_images;

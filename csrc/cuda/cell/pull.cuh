@@ -11,7 +11,8 @@ namespace da2s_fast::cell {
 // statistics are given or there is no norm, z has no part in it: shift and slope are 0. All threads
 // add up chunks, through `scratch` of two doubles per thread.
 template <int C, class Call>
-__device__ void coefficients(const Call& call, const int64_t* row, float* to, double* scratch) {
+__device__ __forceinline__ void coefficients(const Call& call, const int64_t* row, float* to,
+                                             double* scratch) {
   constexpr int kParts = kThreads / C;
   const int c = threadIdx.x % C;
   if (row[kStatistics] >= 0 && row[kFrozen] == 0) {
@@ -54,8 +55,9 @@ __device__ void coefficients(const Call& call, const int64_t* row, float* to, do
 
 // dz of a tile, (pixels, C), 0 where there is no pixel.
 template <int C, class Call>
-__device__ void load_dz(const Call& call, const int64_t* row, const float* coefficients,
-                        const Tile& tile, int64_t first, int64_t last, float* to) {
+__device__ __forceinline__ void load_dz(const Call& call, const int64_t* row,
+                                        const float* coefficients, const Tile& tile, int64_t first,
+                                        int64_t last, float* to) {
   const int c = threadIdx.x % kQuads<C> * 4;
   const bool given = row[kFrozen] != 0 || row[kStatistics] < 0;
   const float* gradient = call.gradients + row[kGradient];
@@ -82,8 +84,8 @@ __device__ void load_dz(const Call& call, const int64_t* row, const float* coeff
 // Add a tile's part to the gradient of the product's weights: a thread has 4 outputs x 4 inputs of
 // some of the pixels.
 template <int C>
-__device__ void add_products(const float* dz, const float* between, int pixels,
-                             float (&sums)[4][4]) {
+__device__ __forceinline__ void add_products(const float* dz, const float* between, int pixels,
+                                             float (&sums)[4][4]) {
   constexpr int kParts = kQuads<C> * kQuads<C>;
   const int out = threadIdx.x % kParts / kQuads<C>, in = threadIdx.x % kQuads<C>;
   for (int p = threadIdx.x / kParts; p < pixels; p += kThreads / kParts) {
@@ -99,7 +101,8 @@ __device__ void add_products(const float* dz, const float* between, int pixels,
 
 // Write (C, C): the threads' parts in order, through shared memory of 16 numbers per thread.
 template <int C>
-__device__ void write_products(const float (&sums)[4][4], float* shared, float* to) {
+__device__ __forceinline__ void write_products(const float (&sums)[4][4], float* shared,
+                                               float* to) {
   constexpr int kParts = kQuads<C> * kQuads<C>;
 #pragma unroll
   for (int i = 0; i < 16; ++i) shared[i * kThreads + threadIdx.x] = sums[i / 4][i % 4];
@@ -115,10 +118,11 @@ __device__ void write_products(const float (&sums)[4][4], float* shared, float* 
 }
 
 // Add a tile's part to the gradient of the depthwise weights: a thread has a channel of some runs.
-template <int C, int kKernelSize, int kDilation>
-__device__ void add_taps(const float* shared, const Tile& tile, int padding, const float* total,
-                         float (&sums)[kKernelSize * kKernelSize]) {
-  constexpr int kReach = kRun + (kKernelSize - 1) * kDilation;
+template <int C, int kKernelSize, int kDilation, int kStride>
+__device__ __forceinline__ void add_taps(const float* shared, const Tile& tile, int padding,
+                                         const float* total,
+                                         float (&sums)[kKernelSize * kKernelSize]) {
+  constexpr int kReach = (kRun - 1) * kStride + (kKernelSize - 1) * kDilation + 1;
   const int c = threadIdx.x % C;
   const int log_lines = tile.log_height + tile.log_images;
 #pragma unroll 1
@@ -126,8 +130,8 @@ __device__ void add_taps(const float* shared, const Tile& tile, int padding, con
     const int line = unit & ((1 << log_lines) - 1);
     const int x = (unit >> log_lines) * kRun;
     const int image = line >> tile.log_height, y = line & ((1 << tile.log_height) - 1);
-    const int row = image * tile.rows + y + tile.halo - padding;
-    const int column = x + tile.halo - padding;
+    const int row = image * tile.rows + y * kStride + tile.halo - padding;
+    const int column = x * kStride + tile.halo - padding;
     const float* from = shared + (row * tile.columns + column) * C + c;
     const float* behind = total + ((line << tile.log_width) + x) * C + c;
     float g[kRun];
@@ -140,8 +144,9 @@ __device__ void add_taps(const float* shared, const Tile& tile, int padding, con
         const float v = from[(ky * kDilation * tile.columns + i) * C];
 #pragma unroll
         for (int k = 0; k < kKernelSize; ++k) {
-          const int output = i - k * kDilation;
-          if (output >= 0 && output < kRun) sums[ky * kKernelSize + k] += g[output] * v;
+          const int steps = i - k * kDilation;
+          if (steps >= 0 && steps % kStride == 0 && steps / kStride < kRun)
+            sums[ky * kKernelSize + k] += g[steps / kStride] * v;
         }
       }
     }
@@ -151,7 +156,7 @@ __device__ void add_taps(const float* shared, const Tile& tile, int padding, con
 // Write (C, taps): the threads' parts in order, through shared memory of as many numbers as taps
 // per thread.
 template <int C, int kTaps>
-__device__ void write_taps(const float (&sums)[kTaps], float* shared, float* to) {
+__device__ __forceinline__ void write_taps(const float (&sums)[kTaps], float* shared, float* to) {
 #pragma unroll
   for (int tap = 0; tap < kTaps; ++tap) shared[tap * kThreads + threadIdx.x] = sums[tap];
   __syncthreads();

@@ -88,9 +88,9 @@ __device__ void load_spatial(const float* from, int taps, bool turned, float* to
 }
 
 // The chunk's first pass. `load_input(tile)` fills the room's tile with the layer's input.
-template <int C, int kKernelSize, int kDilation, class Call, class LoadInput>
-__device__ void pull(const Call& call, const ReachRoom<C>& room, const Tile& start, int first_image,
-                     int end_image, LoadInput load_input) {
+template <int C, int kKernelSize, int kDilation, int kStride, class Call, class LoadInput>
+__device__ __forceinline__ void pull(const Call& call, const ReachRoom<C>& room, const Tile& start,
+                                     int first_image, int end_image, LoadInput load_input) {
   const int64_t* row = room.row;
   const int64_t size = int64_t(call.height) * call.width;
   const int64_t first = first_image * size, last = end_image * size;
@@ -115,10 +115,11 @@ __device__ void pull(const Call& call, const ReachRoom<C>& room, const Tile& sta
       if (pixel.live) store(call.gradients + row[kReached] + pixel.at * C + c, v);
     }
     if (wanted) {
-      depthwise<C, kKernelSize, kDilation, 1>(room.tile, tile, padding, room.spatial, room.between);
+      depthwise<C, kKernelSize, kDilation, kStride>(room.tile, tile, padding, room.spatial,
+                                                    room.between);
       __syncthreads();
       add_products<C>(room.dz, room.between, pixels_of(tile), products);
-      add_taps<C, kKernelSize, kDilation>(room.tile, tile, padding, room.total, taps);
+      add_taps<C, kKernelSize, kDilation, kStride>(room.tile, tile, padding, room.total, taps);
     }
     // The next tile comes; what was reached is read by other threads.
     __syncthreads();
@@ -166,8 +167,8 @@ __device__ void through_relu(const float* norm, int c, float4 z, float4 found, f
 
 // The chunk's second pass.
 template <int C, int kKernelSize>
-__device__ void gather_inner(const Reach& call, const ReachRoom<C>& room, const Tile& start,
-                             int first_image, int end_image) {
+__device__ __forceinline__ void gather_inner(const Reach& call, const ReachRoom<C>& room,
+                                             const Tile& start, int first_image, int end_image) {
   const int64_t* row = room.row;
   const Input input{call.height, call.width, 1};
   const int64_t size = int64_t(call.height) * call.width;
@@ -218,20 +219,20 @@ __device__ Images images_of(const Call& call) {
 }
 
 template <int C, int kKernelSize>
-__device__ void reach_as(const Reach& call, const ReachRoom<C>& room) {
-  const auto [first_image, end_image] = images_of(call);
+__device__ __forceinline__ void reach_as(const Reach& call, const ReachRoom<C>& room) {
+  const Images images = images_of(call);
   const Tile tile = tile_of(call.log_width, call.log_height, call.log_images, call.halo, 1);
   const Input input{call.height, call.width, 1};
-  pull<C, kKernelSize, 1>(call, room, tile, first_image, end_image, [&](const Tile& at) {
-    load_tile<C>(room.tile, at, input, call.z + room.row[kSource], C, end_image,
+  pull<C, kKernelSize, 1, 1>(call, room, tile, images.first, images.end, [&](const Tile& at) {
+    load_tile<C>(room.tile, at, input, call.z + room.row[kSource], C, images.end,
                  Normalized{room.norm, room.norm + C});
   });
-  gather_inner<C, kKernelSize>(call, room, tile, first_image, end_image);
+  gather_inner<C, kKernelSize>(call, room, tile, images.first, images.end);
 }
 
 // kMost: the largest kernel among the rows; those of 7x7 take the registers of two programs.
 template <int C, int kMost>
-__device__ void reach_inner(const Reach& call, char* shared) {
+__device__ __forceinline__ void reach_inner(const Reach& call, char* shared) {
   const ReachRoom<C> room(shared, call.taps);
   for (int i = threadIdx.x; i < kLayer; i += kThreads)
     room.row[i] = call.table[blockIdx.y * kLayer + i];

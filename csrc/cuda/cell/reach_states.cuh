@@ -1,5 +1,5 @@
 // Through first layers of separable convolutions and ReLU to the states before a node, as
-// `reach_states` of kernels/cell/reach.py has it: layers of stride 1, the others are Triton's.
+// `reach_states` of kernels/cell/reach.py has it; pools and what has no layers is Triton's.
 //
 // Grid (chunks of whole images, groups of layers that read one state). A program takes the layers
 // of its group one after the other through the passes of reach.cuh, and adds what each hands the
@@ -40,8 +40,8 @@ struct ReachStates {
 
 // Add 4 channels to a pixel of the state's gradient. Where that has the order of channels before
 // the shuffle of K parts, channel c is the (c / K)th of part c % K.
-__device__ inline void add_to_state(float* gradient, int c, int pitch, int shuffled,
-                                    const float (&found)[4]) {
+__device__ __forceinline__ void add_to_state(float* gradient, int c, int pitch, int shuffled,
+                                             const float (&found)[4]) {
   if (shuffled == 1) {
     float4* to = reinterpret_cast<float4*>(gradient + c);
     *to = make_float4(to->x + found[0], to->y + found[1], to->z + found[2], to->w + found[3]);
@@ -52,15 +52,28 @@ __device__ inline void add_to_state(float* gradient, int c, int pitch, int shuff
     gradient[(c + i) % shuffled * (pitch / shuffled) + (c + i) / shuffled] += found[i];
 }
 
-// The chunk's second pass.
+// Through ReLU to 4 channels of a pixel of the state.
+template <int C>
+__device__ __forceinline__ void add_behind_relu(const ReachStates& call, const ReachRoom<C>& room,
+                                                const int64_t* group, int64_t pixel, int c,
+                                                float4 v) {
+  const int64_t at = pixel * call.pitch;
+  const float4 x = *reinterpret_cast<const float4*>(call.states + room.row[kSource] + at + c);
+  const float found[4] = {x.x <= 0 ? 0 : v.x, x.y <= 0 ? 0 : v.y, x.z <= 0 ? 0 : v.z,
+                          x.w <= 0 ? 0 : v.w};
+  add_to_state(call.gradients + group[kGroupGradient] + at, c, call.pitch,
+               static_cast<int>(group[kGroupShuffled]), found);
+}
+
+// The chunk's second pass at stride 1: a depthwise convolution with the kernel turned around.
 template <int C, int kKernelSize, int kDilation>
-__device__ void gather_state(const ReachStates& call, const ReachRoom<C>& room,
-                             const int64_t* group, const Tile& start, const Images& images) {
+__device__ __forceinline__ void gather_state(const ReachStates& call, const ReachRoom<C>& room,
+                                             const int64_t* group, const Tile& start,
+                                             const Images& images) {
   const int64_t* row = room.row;
   const Input input{call.height, call.width, 1};
   const int64_t size = int64_t(call.height) * call.width;
   const int padding = static_cast<int>(row[kPadding]), c = threadIdx.x % kQuads<C> * 4;
-  const int shuffled = static_cast<int>(group[kGroupShuffled]);
   load_spatial<C>(call.weights + row[kSpatial], kKernelSize * kKernelSize, true, room.spatial);
   for_tiles(start, call.height, images.first, images.end, [&](const Tile& tile) {
     load_tile<C>(room.tile, tile, input, call.gradients + row[kReached], C, images.end, Plain{});
@@ -72,33 +85,92 @@ __device__ void gather_state(const ReachStates& call, const ReachRoom<C>& room,
       const Pixel pixel =
           pixel_of<C>(j, tile, call.height, call.width, images.first * size, images.end * size);
       if (!pixel.live) continue;
-      const int64_t at = pixel.at * call.pitch;
-      const float4 x = *reinterpret_cast<const float4*>(call.states + row[kSource] + at + c);
       const float4 v =
           reinterpret_cast<const float4*>(room.between)[index_of<C>(j) * kQuads<C> + c / 4];
-      const float found[4] = {x.x <= 0 ? 0 : v.x, x.y <= 0 ? 0 : v.y, x.z <= 0 ? 0 : v.z,
-                              x.w <= 0 ? 0 : v.w};
-      add_to_state(call.gradients + group[kGroupGradient] + at, c, call.pitch, shuffled, found);
+      add_behind_relu<C>(call, room, group, pixel.at, c, v);
     }
   });
 }
 
-template <int C, int kKernelSize, int kDilation>
-__device__ void reach_state_as(const ReachStates& call, const ReachRoom<C>& room,
-                               const int64_t* group) {
-  const Images images = images_of(call);
+// Likewise at stride 2: pixels of the input collect from the outputs whose windows hold them.
+template <int C>
+__device__ __forceinline__ void gather_strided(const ReachStates& call, const ReachRoom<C>& room,
+                                               const int64_t* group, const Tile& start,
+                                               const Images& images) {
+  const int64_t* row = room.row;
   const Input input{call.height, call.width, 1};
-  const Tile tile = tile_of(call.log_width, call.log_height, call.log_images, call.halo, 1);
-  pull<C, kKernelSize, kDilation>(call, room, tile, images.first, images.end, [&](const Tile& at) {
-    load_tile<C>(room.tile, at, input, call.states + room.row[kSource], call.pitch, images.end,
-                 Rectified{});
+  const int padding = static_cast<int>(row[kPadding]), c = threadIdx.x % kQuads<C> * 4;
+  const int kernel = static_cast<int>(row[kKernel]), dilation = static_cast<int>(row[kDilation]);
+  const int in_height = static_cast<int>(row[kHeight]), in_width = static_cast<int>(row[kWidth]);
+  load_spatial<C>(call.weights + row[kSpatial], kernel * kernel, false, room.spatial);
+  for_tiles(start, call.height, images.first, images.end, [&](const Tile& tile) {
+    load_tile<C>(room.tile, tile, input, call.gradients + row[kReached], C, images.end, Plain{});
+    __syncthreads();
+    const int log_columns = tile.log_width + 1, log_rows = tile.log_height + 1;
+    for (int i = threadIdx.x / kQuads<C>; i < 4 * pixels_of(tile); i += kThreads / kQuads<C>) {
+      const int x = i & ((1 << log_columns) - 1), line = i >> log_columns;
+      const int y = 2 * tile.top + (line & ((1 << log_rows) - 1)), image = line >> log_rows;
+      if (x >= in_width || y >= in_height || tile.image + image >= images.end) continue;
+      float4 sum = make_float4(0, 0, 0, 0);
+      for (int ky = (y + padding) % 2; ky < kernel; ky += dilation == 1 ? 2 : 1) {
+        const int up = y + padding - ky * dilation;
+        if (up % 2 != 0) break;  // no window at this row: with dilation 2, at none of them
+        const int from = image * tile.rows + (up >> 1) - tile.top + tile.halo;
+        for (int kx = (x + padding) % 2; kx < kernel; kx += dilation == 1 ? 2 : 1) {
+          const int left = x + padding - kx * dilation;
+          if (left % 2 != 0) break;
+          const int at = from * tile.columns + (left >> 1) + tile.halo;
+          const float4 v = reinterpret_cast<const float4*>(room.tile)[at * kQuads<C> + c / 4];
+          const float4 w =
+              *reinterpret_cast<const float4*>(room.spatial + (ky * kernel + kx) * C + c);
+          sum = make_float4(sum.x + v.x * w.x, sum.y + v.y * w.y, sum.z + v.z * w.z,
+                            sum.w + v.w * w.w);
+        }
+      }
+      const int64_t pixel = (int64_t(tile.image + image) * in_height + y) * in_width + x;
+      add_behind_relu<C>(call, room, group, pixel, c, sum);
+    }
+    // The next tile comes.
+    __syncthreads();
   });
-  gather_state<C, kKernelSize, kDilation>(call, room, group, tile, images);
+}
+
+template <int C, int kKernelSize, int kDilation, int kStride>
+__device__ __forceinline__ void reach_state_as(const ReachStates& call, const ReachRoom<C>& room,
+                                               const int64_t* group) {
+  const Images images = images_of(call);
+  const Input input{static_cast<int>(room.row[kHeight]), static_cast<int>(room.row[kWidth]),
+                    kStride};
+  const Tile wide = tile_of(call.log_width, call.log_height, call.log_images, call.halo, kStride);
+  pull<C, kKernelSize, kDilation, kStride>(
+      call, room, wide, images.first, images.end, [&](const Tile& at) {
+        load_tile<C>(room.tile, at, input, call.states + room.row[kSource], call.pitch, images.end,
+                     Rectified{});
+      });
+  const Tile tile = tile_of(call.log_width, call.log_height, call.log_images, call.halo, 1);
+  if (kStride == 1)
+    gather_state<C, kKernelSize, kDilation>(call, room, group, tile, images);
+  else
+    gather_strided<C>(call, room, group, tile, images);
+}
+
+template <int C, int kStride, int kMost>
+__device__ __forceinline__ void reach_state(const ReachStates& call, const ReachRoom<C>& room,
+                                            const int64_t* group) {
+  const int64_t kernel = room.row[kKernel];
+  if (room.row[kDilation] == 1) {
+    if (kernel == 3) reach_state_as<C, 3, 1, kStride>(call, room, group);
+    if (kernel == 5) reach_state_as<C, 5, 1, kStride>(call, room, group);
+    if (kMost == 7 && kernel == 7) reach_state_as<C, kMost, 1, kStride>(call, room, group);
+  } else {
+    if (kernel == 3) reach_state_as<C, 3, 2, kStride>(call, room, group);
+    if (kernel == 5) reach_state_as<C, 5, 2, kStride>(call, room, group);
+  }
 }
 
 // kMost: as for `reach_inner`.
 template <int C, int kMost>
-__device__ void reach_states(const ReachStates& call, char* shared) {
+__device__ __forceinline__ void reach_states(const ReachStates& call, char* shared) {
   const ReachRoom<C> room(shared, call.taps);
   const int64_t* group = call.table + blockIdx.y * kGroup;
   for (int64_t layer = 0; layer < group[kGroupLength]; ++layer) {
@@ -109,15 +181,10 @@ __device__ void reach_states(const ReachStates& call, char* shared) {
     __syncthreads();
     coefficients<C>(call, room.row, room.coefficients, reinterpret_cast<double*>(room.dz));
     __syncthreads();
-    const int64_t kernel = room.row[kKernel];
-    if (room.row[kDilation] == 1) {
-      if (kernel == 3) reach_state_as<C, 3, 1>(call, room, group);
-      if (kernel == 5) reach_state_as<C, 5, 1>(call, room, group);
-      if (kMost == 7 && kernel == 7) reach_state_as<C, kMost, 1>(call, room, group);
-    } else {
-      if (kernel == 3) reach_state_as<C, 3, 2>(call, room, group);
-      if (kernel == 5) reach_state_as<C, 5, 2>(call, room, group);
-    }
+    if (room.row[kStride] == 1)
+      reach_state<C, 1, kMost>(call, room, group);
+    else
+      reach_state<C, 2, kMost>(call, room, group);
   }
 }
 

@@ -46,8 +46,6 @@ enum : int {
   kGroupState,
   kGroupGradient,
   kGroupShuffled,
-  kGroupFirstSum,
-  kGroupSums,
   kGroup
 };  // clang-format skip
 

@@ -83,8 +83,9 @@ struct Normalized {
 
 // Fill the tile's input: zeros outside of the image. A warp takes a row after the other.
 template <int C, class Change>
-__device__ void load_tile(float* shared, const Tile& tile, const Input& input, const float* source,
-                          int pitch, int images, Change change) {
+__device__ __forceinline__ void load_tile(float* shared, const Tile& tile, const Input& input,
+                                          const float* source, int pitch, int images,
+                                          Change change) {
   const int lane = threadIdx.x % 32;
   const int lines = tile.rows << tile.log_images;
   for (int line = threadIdx.x / 32; line < lines; line += kWarps) {

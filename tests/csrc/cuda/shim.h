@@ -27,6 +27,7 @@
 #include "cpu/isa.h"
 
 #define __device__
+#define __forceinline__ inline
 
 struct alignas(16) float4 {
   float x, y, z, w;

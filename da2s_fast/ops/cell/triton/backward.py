@@ -32,8 +32,8 @@ from da2s_fast.ops.cell.operations import CONVS, DENSE
 from da2s_fast.ops.cell.operator import layout as memory_format
 from da2s_fast.ops.cell.triton import compiled
 from da2s_fast.ops.cell.triton.forward import Call, cdiv, layers
-from da2s_fast.ops.cell.triton.layout import block_of, layout_of
-from da2s_fast.ops.cell.triton.tables import Packs, Round, tables_of
+from da2s_fast.ops.cell.triton.layout import ENOUGH_PROGRAMS, block_of, layout_of
+from da2s_fast.ops.cell.triton.tables import Packs, Round, Rows, tables_of
 
 _ADDED = 256  # numbers that a program adds up over the chunks
 
@@ -90,8 +90,6 @@ class _Backward:
         self.options = call.products(plan.mixed_channels)
         self.blocks = cdiv(plan.mixed_channels, self.options["BLOCK"])
         self.again = not save
-        # One program sees a node's gradient complete unless the shuffle spreads it over several.
-        self.sums_too = save and (plan.partial_channels == 1 or self.blocks == 1)
         self.gradients = states.new_empty((layout.gradients_size,))
         self.sums = states.new_empty((layout.sums_size,), dtype=torch.float64)
         self.weight_count = layout.weights[-1]
@@ -117,8 +115,8 @@ class _Backward:
                 continue
             if self.again:
                 layers(call, following)
-            if not self.sums_too:
-                self._candidate_sums(following)
+            self._sums(following.mixed)
+        self._sums(call.tables.normalized, inputs=True)
         found = self._leave()
         grad_p = call.p.new_empty(call.p.shape if self.for_p else (0,))
         for_g = self.for_g and call.g is not None
@@ -180,16 +178,21 @@ class _Backward:
             **self._area(),
         )
 
-    def _candidate_sums(self, step: Round) -> None:
-        if not step.mixed.length:
+    def _sums(self, rows: Rows, inputs: bool = False) -> None:
+        if not rows.length:
             return
+        call, layout = self.call, self.call.layout
+        in_height, in_width = layout.before
         launch(
             sums.candidate_sums,
-            (self.call.layout.image_chunks, step.mixed.length, self.blocks),
+            (layout.image_chunks, rows.length, self.blocks),
             **self._launched("candidate_sums"),
-            table=step.mixed.table,
-            states=self.call.states,
-            HALVES=self.call.layout.halves,
+            table=rows.table,
+            states=call.states,
+            in_pixels=layout.pixels(0),
+            in_size=in_height * in_width,
+            INPUTS=inputs,
+            HALVES=layout.halves,
             **self._area(),
         )
 
@@ -281,15 +284,21 @@ class _Backward:
                 reaching = step.others
         in_height, in_width = layout.before
         taps = max((DENSE[name] ** 2 for name in plan.operations if name in DENSE), default=1)
+        parts = self._parts(taps) if reaching.separable or reaching.dense else self.blocks
+        shares = 1
+        if not reaching.separable:
+            programs = layout.image_chunks * reaching.groups.length * self.blocks
+            tiles = cdiv(layout.pixels(plan.inputs), layout.image_chunks * self.options["PIXELS"])
+            shares = max(1, min(tiles, cdiv(4 * ENOUGH_PROGRAMS, programs)))
         launch(
             reach.reach_states,
-            (layout.image_chunks, reaching.groups.length, self._parts(taps)),
+            (layout.image_chunks * shares, reaching.groups.length, parts),
             **self._launched(
                 "reach_states, few channels" if call.few else "reach_states", self._numbers
             ),
             table=reaching.groups.table,
             layers=reaching.layers.table,
-            completed=call.tables.completed.table,
+            shares=shares,
             states=call.states,
             in_pixels=layout.pixels(0),
             in_height=in_height,
@@ -297,8 +306,7 @@ class _Backward:
             node_states=layout.states[plan.inputs],
             SEPARABLES=reaching.separable,
             HALVES=layout.halves,
-            DENSES=layout.denses,
-            SUMS_TOO=self.sums_too,
+            DENSES=reaching.dense,
             **self._products(),
         )
 

@@ -49,12 +49,14 @@ class Reaching(NamedTuple):
         layers: the rows of all groups.
         packs: what the widest of them needs; it has no rows.
         separable: whether separable convolutions are among them.
+        dense: whether dense ones are.
     """
 
     groups: Rows
     layers: Rows
     packs: Packs
     separable: bool
+    dense: bool
 
 
 class Round(NamedTuple):
@@ -90,7 +92,7 @@ class Tables(NamedTuple):
         inputs: one row for every input.
         rounds: node by node.
         states: a group without rows for every state.
-        completed: what sums are taken of: preprocessed inputs, then the candidates.
+        normalized: one row for every preprocessed input.
         candidates: every candidate and bypass of all nodes.
     """
 
@@ -98,7 +100,7 @@ class Tables(NamedTuple):
     inputs: Rows
     rounds: list[Round]
     states: Rows
-    completed: Rows
+    normalized: Rows
     candidates: Rows
 
 
@@ -139,10 +141,9 @@ class _Builder:
         states = [self._group(state, 0, []) for state in plan.states]
         lists: list[Sequence[tuple[int, ...]]] = [parts, inputs, states]
         packs: list[tuple[int, int, int]] = []
-        completed = [self._input_sums(i) for i in plan.preprocess_norms]
-        normalized = len(completed)
-        # Behind the first node the inputs are complete, behind others the node before.
-        sums = {state: (place, 1) for place, state in enumerate(plan.preprocess_norms)}
+        kinds: list[set[int]] = []
+        normalized = [self._input_sums(i) for i in plan.preprocess_norms]
+        candidates: list[Layer] = []
         for node in plan.states[plan.inputs :]:
             edges = plan.entering(node)
             first = [row for edge in edges for row in self._first(edge)]
@@ -161,18 +162,15 @@ class _Builder:
             reaches = [own, by_compiled, by_others]
             packs += [_reach(first), _reach(second)]
             lists += [first, second, *(_packs(r, layout.chunks) for r in (first, second)), mixed]
+            kinds += [{row.kind for row in chain.from_iterable(which)} for which in reaches]
             for which in reaches:
                 packs.append(_reach([*chain.from_iterable(which)]))
-                groups = self._groups(which)
-                for state, (start, length) in sums.items():
-                    groups[state] = groups[state]._replace(first_sum=start, sums=length)
-                lists += [groups, [*chain.from_iterable(which)]]
-            sums = {node: (len(completed), len(mixed))}
-            completed += mixed
-        lists.append(completed)
+                lists += [self._groups(which), [*chain.from_iterable(which)]]
+            candidates += mixed
+        lists += [normalized, candidates]
         on_device = iter(_upload(lists, device))
         parts_, inputs_, states_ = (next(on_device) for _ in range(3))
-        widest = iter(packs)
+        widest, known = iter(packs), iter(kinds)
         rounds = []
         for node in plan.states[plan.inputs :]:
             first_, second_, first_packs, second_packs, mixed_ = (next(on_device) for _ in range(5))
@@ -184,14 +182,10 @@ class _Builder:
                     Packs(first_packs, *next(widest)),
                     Packs(second_packs, *next(widest)),
                     mixed_,
-                    *(_as_reaching(on_device, *next(widest)) for _ in range(3)),
+                    *(_as_reaching(on_device, next(widest), next(known)) for _ in range(3)),
                 )
             )
-        completed_ = next(on_device)
-        candidates = Rows(
-            completed_.table[normalized * len(Layer._fields) :], completed_.length - normalized
-        )
-        return Tables(parts_, inputs_, rounds, states_, completed_, candidates)
+        return Tables(parts_, inputs_, rounds, states_, next(on_device), next(on_device))
 
     def _reaching(
         self, source: int, edges: Sequence[EdgePlan], mixed: Sequence[Layer]
@@ -421,14 +415,16 @@ def _packs(layers: Sequence[Layer], chunks: int) -> list[Pack]:
 
 def _has_kernel(row: Layer) -> bool:
     """Whether `cell_reach_states` of csrc/cuda takes a row."""
-    return row.kind == rows.SEPARABLE.value and row.stride == 1
+    return row.kind == rows.SEPARABLE.value
 
 
-def _as_reaching(on_device: Iterator[Rows], halo: int, taps: int, stride: int) -> Reaching:
-    """The next two of what was uploaded; without separable convolutions there are no taps."""
+def _as_reaching(
+    on_device: Iterator[Rows], widest: tuple[int, int, int], kinds: set[int]
+) -> Reaching:
+    """The next two of what was uploaded."""
     groups, layers = next(on_device), next(on_device)
-    nothing = Rows(layers.table, 0)
-    return Reaching(groups, layers, Packs(nothing, halo, taps, stride), taps > 0)
+    packs = Packs(Rows(layers.table, 0), *widest)
+    return Reaching(groups, layers, packs, rows.SEPARABLE.value in kinds, rows.DENSE.value in kinds)
 
 
 def _reach(layers: Sequence[Layer]) -> tuple[int, int, int]:

@@ -20,6 +20,7 @@ from benchmarks.operations import operations
 from benchmarks.process import Process, RowFailed
 from benchmarks.results import Measurement, Result
 from benchmarks.subject import Subject
+from tests.ops.compare import Mismatch
 
 _ENOUGH_SECONDS, _MOST_ROUNDS = 10, 30
 _SHARE_OF_FREE = 0.8
@@ -129,6 +130,7 @@ def measure(
                     raise
                 job.result.failure = str(failure)
         _check(jobs)
+        running = [(process, job) for process, job in running if not job.result.failure]
         rates: list[Rates] = []
         released = _released([job for _, job in running], device)
 
@@ -164,10 +166,17 @@ def _released(jobs: Sequence[Job], device: str) -> set[str]:
 
 
 def _check(jobs: Sequence[Job]) -> None:
-    """Rows of one case at one batch must agree."""
+    """Rows of one case at one batch must agree; a rival that does not gets no time."""
     groups: dict[tuple[Case, int], list[Job]] = {}
     for job in jobs:
         groups.setdefault((job.case, job.batch), []).append(job)
-    for group in groups.values():
-        prepared = {job.row.name: job.result.prepared for job in group if job.result.prepared}
-        exactness.check_full_size(prepared, [job.row for job in group])
+    for first, *others in groups.values():
+        for job in others:
+            both = {one.row.name: one.result.prepared for one in (first, job)}
+            found = {name: prepared for name, prepared in both.items() if prepared}
+            try:
+                exactness.check_full_size(found, [first.row, job.row])
+            except Mismatch as mismatch:
+                if job.row.engine == "ours":
+                    raise
+                job.result.failure = str(mismatch)

@@ -1,6 +1,6 @@
 """How kernels are launched, by kernel and compute capability.
 
-Not yet measured on a GPU: chosen by what ptxas says of registers. An entry holds from its
+Chosen by what ptxas says of registers; other choices were not tried on a GPU. An entry holds from its
 architecture on, until the next; 80, the oldest that is supported, must be there.
 """
 

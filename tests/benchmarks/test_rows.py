@@ -12,6 +12,7 @@ from benchmarks import bench_super_network, eager, exactness, rounds
 from benchmarks import subject as subjects
 from benchmarks.cases import (
     EAGER,
+    EAGER_CHANNELS_LAST,
     Case,
     Row,
     all_rows,
@@ -24,6 +25,7 @@ from benchmarks.limits import Limits
 from benchmarks.modules import Derived, Edge
 from benchmarks.networks import SearchNetwork
 from benchmarks.process import RowFailed
+from benchmarks.subject import Subject
 from da2s_fast.nn import Cell
 from tests.nn import reference
 from tests.ops.compare import Mismatch
@@ -122,6 +124,26 @@ def test_results_that_are_wrong_at_full_size_only_are_not_timed(monkeypatch, pro
     monkeypatch.setattr(Cell, "forward", lambda self, *inputs: 1.1 * right(self, *inputs))
     with pytest.raises(Mismatch, match="at full size"):
         rounds.check_and_measure(Benchmark(), Options(1, 2, 0), TINY, all_rows(TINY), "cpu")
+
+
+def test_a_rival_that_is_wrong_gets_no_time(monkeypatch, processes) -> None:
+    """Eager channels_last has had other gradients than eager PyTorch on a GPU."""
+
+    def prepare(self, batch):
+        found = right(self, batch)
+        if self.layout == torch.channels_last:
+            found.norms["gradients"] *= 0.75
+        return found
+
+    right = Subject.prepare
+    monkeypatch.setattr(Subject, "prepare", prepare)
+    rows = all_rows(TINY)
+    found = rounds.check_and_measure(Benchmark(), Options(1, 2, 0), TINY, rows, "cpu")
+    wrong, *others = sorted(found.results, key=lambda result: not result.failure)
+    assert wrong.row == EAGER_CHANNELS_LAST
+    assert "norm of the gradients" in wrong.failure
+    assert not wrong.seconds
+    assert all(result.seconds for result in others)
 
 
 def test_a_table_of_interleaved_rounds(monkeypatch, processes) -> None:

@@ -1,7 +1,7 @@
 """How kernels are launched, by kernel and compute capability.
 
-Chosen by what ptxas says of registers; other choices were not tried on a GPU. An entry holds from its
-architecture on, until the next; 80, the oldest that is supported, must be there.
+Chosen by what ptxas says of registers; other choices were not tried on a GPU. An entry holds from
+its architecture on, until the next; 80, the oldest that is supported, must be there.
 """
 
 from __future__ import annotations

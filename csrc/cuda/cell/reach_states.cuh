@@ -52,13 +52,11 @@ __device__ __forceinline__ void add_to_state(float* gradient, int c, int pitch, 
     gradient[(c + i) % shuffled * (pitch / shuffled) + (c + i) / shuffled] += found[i];
 }
 
-// Through ReLU to 4 channels of a pixel of the state.
-template <int C>
-__device__ __forceinline__ void add_behind_relu(const ReachStates& call, const ReachRoom<C>& room,
-                                                const int64_t* group, int64_t pixel, int c,
-                                                float4 v) {
+// Through ReLU to 4 channels of a pixel of the state, which is at `source` among the states.
+__device__ __forceinline__ void add_behind_relu(const ReachStates& call, const int64_t* group,
+                                                int64_t source, int64_t pixel, int c, float4 v) {
   const int64_t at = pixel * call.pitch;
-  const float4 x = *reinterpret_cast<const float4*>(call.states + room.row[kSource] + at + c);
+  const float4 x = *reinterpret_cast<const float4*>(call.states + source + at + c);
   const float found[4] = {x.x <= 0 ? 0 : v.x, x.y <= 0 ? 0 : v.y, x.z <= 0 ? 0 : v.z,
                           x.w <= 0 ? 0 : v.w};
   add_to_state(call.gradients + group[kGroupGradient] + at, c, call.pitch,
@@ -72,7 +70,7 @@ __device__ __forceinline__ void gather_state(const ReachStates& call, const Reac
                                              const Images& images) {
   const int64_t* row = room.row;
   const Input input{call.height, call.width, 1};
-  const int64_t size = int64_t(call.height) * call.width;
+  const int64_t size = int64_t(call.height) * call.width, source = row[kSource];
   const int padding = static_cast<int>(row[kPadding]), c = threadIdx.x % kQuads<C> * 4;
   load_spatial<C>(call.weights + row[kSpatial], kKernelSize * kKernelSize, true, room.spatial);
   for_tiles(start, call.height, images.first, images.end, [&](const Tile& tile) {
@@ -87,7 +85,7 @@ __device__ __forceinline__ void gather_state(const ReachStates& call, const Reac
       if (!pixel.live) continue;
       const float4 v =
           reinterpret_cast<const float4*>(room.between)[index_of<C>(j) * kQuads<C> + c / 4];
-      add_behind_relu<C>(call, room, group, pixel.at, c, v);
+      add_behind_relu(call, group, source, pixel.at, c, v);
     }
   });
 }
@@ -97,7 +95,7 @@ template <int C>
 __device__ __forceinline__ void gather_strided(const ReachStates& call, const ReachRoom<C>& room,
                                                const int64_t* group, const Tile& start,
                                                const Images& images) {
-  const int64_t* row = room.row;
+  const int64_t *row = room.row, source = row[kSource];
   const Input input{call.height, call.width, 1};
   const int padding = static_cast<int>(row[kPadding]), c = threadIdx.x % kQuads<C> * 4;
   const int kernel = static_cast<int>(row[kKernel]), dilation = static_cast<int>(row[kDilation]);
@@ -128,7 +126,7 @@ __device__ __forceinline__ void gather_strided(const ReachStates& call, const Re
         }
       }
       const int64_t pixel = (int64_t(tile.image + image) * in_height + y) * in_width + x;
-      add_behind_relu<C>(call, room, group, pixel, c, sum);
+      add_behind_relu(call, group, source, pixel, c, sum);
     }
     // The next tile comes.
     __syncthreads();
@@ -174,8 +172,7 @@ __device__ __forceinline__ void reach_states(const ReachStates& call, char* shar
   const ReachRoom<C> room(shared, call.taps);
   const int64_t* group = call.table + blockIdx.y * kGroup;
   for (int64_t layer = 0; layer < group[kGroupLength]; ++layer) {
-    // The layer before is done with its row and its weights.
-    __syncthreads();
+    // The layer before reads nothing of its row behind its last barrier.
     for (int i = threadIdx.x; i < kLayer; i += kThreads)
       room.row[i] = call.layers[(group[kGroupFirst] + layer) * kLayer + i];
     __syncthreads();

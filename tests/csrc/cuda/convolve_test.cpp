@@ -246,10 +246,12 @@ DA2S_TEST(cuda_results_do_not_depend_on_the_order_of_threads) {
 DA2S_TEST(cuda_every_missing_barrier_is_noticed) {
   if (!shim::wanted()) return;
   every_missing_barrier_is_noticed([](unsigned seed) {
-    // Two tiles; packs that begin with pools or with layers, and a second layer.
+    // Two tiles; packs that begin with pools or with layers, and a second layer; of that also two
+    // chunks, whose moments come together.
     return Launch<16, false>(with_pools(), 1, 16, 32, 1, 512, 3, 0).run(seed).written() +
            Launch<16, false>(kLayers, 1, 16, 32, 1, 512, 3, 0).run(seed).written() +
-           Launch<16, true>({kLayers[0]}, 1, 16, 32, 1, 512, 3, 0).run(seed).written();
+           Launch<16, true>({kLayers[0]}, 1, 16, 32, 1, 512, 3, 0).run(seed).written() +
+           Launch<16, true>({kLayers[0]}, 1, 16, 32, 1, 256, 3, 0).run(seed).written();
   });
 }
 

@@ -103,13 +103,17 @@ def executed_network(memory: Memory) -> list[Row]:
     launcher = PtxLauncher(_FIRST)
     network.run_step(memory, launcher)
     before, launcher.meters = launcher.meters, []
+    metered: dict[str, list[Meter]] = {}
+    for meter in before:
+        metered.setdefault(meter.kernel, []).append(meter)
 
     def start(launch: Launch) -> None:
-        # What is left to Triton has been metered.
-        if isinstance(launch.kernel, CudaKernel):
+        name = network.kernel_of(launch)
+        # What is left to Triton has been metered, but for that of which a part is left.
+        if isinstance(launch.kernel, CudaKernel) or name == "reach_states":
             launcher(launch)
         else:
-            launcher.meters.append(before[len(launcher.meters)])
+            launcher.meters.append(metered[name].pop(0))
 
     with cuda_kernels():
         network.run_step(memory, start)

@@ -22,20 +22,22 @@ that results are the same bits from run to run.
 `window`, `norm_backward`, `pull` and `gather` have what these are made of, `rows` the tables'
 columns, `common` what all share.
 
-A cell of two inputs and four nodes takes 14 launches forward, 3 of them for each node, and 11
-backward, 2 for each node. Where layers are computed again, 8 + 3 more.
+A cell of two inputs and four nodes takes 14 launches forward, 3 of them for each node, and 15
+backward, 3 for each node. Where layers are computed again, 8 more. With the kernels of csrc/cuda a
+node's `reach_states` are two launches.
 
 What one image of 32 x 32 moves in such a cell with 16 channels and 7 operations, float32, z saved:
 different sectors of each launch, summed, from executing the code compiled for sm_80 (MB):
 
 | kernel | launches | read | written |
 | --- | --- | --- | --- |
-| `prepare`, `settle` | 2 | 0.66 | 0.26 |
-| `convolve` | 8 | 2.96 | 6.54 |
-| `mix` | 4 | 6.48 | 0.54 |
+| `prepare`, `settle` | 2 | 0.60 | 0.26 |
+| `convolve` | 8 | 2.97 | 6.59 |
+| `mix` | 4 | 6.52 | 0.54 |
 | `begin` | 1 | 2.56 | 0.40 |
 | `reach_inner` | 4 | 5.85 | 3.74 |
-| `reach_states` | 4 | 13.82 | 1.97 |
-| `leave`, `finish` | 2 | 1.02 | 0.72 |
-| all | 25 | 33.3 | 14.2 |
+| `reach_states` | 4 | 11.44 | 1.95 |
+| `candidate_sums` | 4 | 4.60 | 0.02 |
+| `leave`, `finish` | 2 | 0.95 | 0.65 |
+| all | 29 | 35.5 | 14.2 |
 """

@@ -130,8 +130,7 @@ def page_of(report: Report) -> str:
             "",
             "Made by `make gpu-report`. `make gpu-report-check` fails when one of them gets worse; "
             "tests/gpu/test_report.py",
-            "does so for what is quick to measure. No time is among them: times on GPUs are "
-            "unmeasured.",
+            "does so for what is quick to measure. Times are in gpu_times.md.",
             f"Compiled by Triton {report['triton']} and nvcc {report['nvcc']}, whose ptxas says "
             "registers and spills; what is",
             "executed is that code, by the PTX machine of the tests. Another compiler compiles "

@@ -48,12 +48,11 @@ class Launch(NamedTuple):
     registers: int | None = None
 
 
-def on_device(started: Launch) -> None:
-    """Start a kernel on the current device's current stream."""
+def on_device(started: Launch) -> Any:
+    """Start a kernel on the current device's current stream; return what Triton compiled."""
     if isinstance(started.kernel, CudaKernel):
-        started.kernel.operator(list(started.grid), **started.arguments)
-        return
-    started.kernel[started.grid](
+        return started.kernel.operator(list(started.grid), **started.arguments)
+    return started.kernel[started.grid](
         **started.arguments,
         num_warps=started.warps,
         num_stages=started.stages,
@@ -62,7 +61,12 @@ def on_device(started: Launch) -> None:
     )
 
 
-_start: ContextVar[Callable[[Launch], None]] = ContextVar("start", default=on_device)
+_start: ContextVar[Callable[[Launch], Any]] = ContextVar("start", default=on_device)
+
+
+def starter() -> Callable[[Launch], Any]:
+    """What starts this thread's launches."""
+    return _start.get()
 
 
 def launch(
@@ -79,7 +83,7 @@ def launch(
 
 
 @contextmanager
-def launched_by(start: Callable[[Launch], None]) -> Iterator[None]:
+def launched_by(start: Callable[[Launch], Any]) -> Iterator[None]:
     """Inside, hand launches of this thread to `start` instead of the GPU."""
     token = _start.set(start)
     try:

@@ -19,21 +19,23 @@ the same.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from da2s_fast.kernels import schedule
 from da2s_fast.kernels.cell import finish, prepare_backward, reach, sums
 from da2s_fast.kernels.launch import launch
+from da2s_fast.kernels.schedule import Slot
 from da2s_fast.ops._triton import launched_as
 from da2s_fast.ops.cell.operations import CONVS, DENSE
 from da2s_fast.ops.cell.operator import layout as memory_format
 from da2s_fast.ops.cell.triton import compiled
-from da2s_fast.ops.cell.triton.forward import Call, cdiv, layers
+from da2s_fast.ops.cell.triton.forward import Call, by_name, call_of, cdiv, layers
 from da2s_fast.ops.cell.triton.layout import ENOUGH_PROGRAMS, block_of, layout_of
-from da2s_fast.ops.cell.triton.tables import Packs, Round, Rows, tables_of
+from da2s_fast.ops.cell.triton.tables import Packs, Round, Rows
 
 _ADDED = 256  # numbers that a program adds up over the chunks
 
@@ -53,25 +55,54 @@ def cell_backward(  # noqa: PLR0917 - the schema's arguments
     mask: list[bool],
 ) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
     """Gradients of the inputs, p, g and, flat, the weights; empty where not asked for."""
-    x = inputs[-1]
-    key = tuple(plan), x.shape[0], tuple(tuple(y.shape[1:]) for y in inputs), save
+    key = tuple(plan), inputs[-1].shape[0], tuple([tuple(y.shape[1:]) for y in inputs]), save
     layout = layout_of(*key)
-    call = Call(
-        layout,
-        tables_of(*key, tuple(frozen), True, x.device),
-        inputs,
-        p,
-        g,
-        saved,
-        saved[layout.states_start :],
-        saved[layout.z_start :] if save else saved.new_empty((layout.z_size,)),
-        saved.new_empty((0,), dtype=torch.float64),
-        statistics,
-        eps,
-        known=True,
-        tf32=saved.numel() > layout.saved_size,
-    )
-    return _Backward(call, save, mask).run(grad, weights)
+    *for_inputs, for_p, for_g, for_weights = mask
+    for_g = for_g and g is not None
+    weight_count = layout.weights[-1] * for_weights
+    found = [
+        torch.empty_like(x, memory_format=memory_format(x)) if wanted else x.new_empty((0,))
+        for x, wanted in zip(inputs, for_inputs, strict=True)
+    ]
+    grad_p = p.new_empty(p.shape if for_p else (0,))
+    grad_g = (p if g is None else g).new_empty((len(layout.plan.edges) if for_g else 0,))
+    flat = (weights[0] if weights else p).new_empty((weight_count,))
+    weight_gradients = saved.new_empty((layout.image_chunks * weight_count,))
+    if layout.plan.idle:
+        # Nobody writes the gradients of what does not run.
+        weight_gradients.zero_()
+    tensors = {
+        **by_name(inputs, p, g),
+        "gradient": grad,
+        "saved": saved,
+        "statistics": statistics,
+        "gradients": saved.new_empty((layout.gradients_size,)),
+        "sums": saved.new_empty((layout.sums_size,), dtype=torch.float64),
+        "weight_gradients": weight_gradients,
+        "to_p": grad_p,
+        "to_g": grad_g,
+        "to_weights": flat,
+        **{("to", place): x for place, x in enumerate(found)},
+    }
+    if not save:
+        tensors["z"] = saved.new_empty((layout.z_size,))
+        tensors["moments"] = saved.new_empty((0,), dtype=torch.float64)
+    tf32 = saved.numel() > layout.saved_size
+    asked = (*for_inputs, for_p, for_g, for_weights)
+    schedule.start(_backward, tensors, key, tuple(frozen), eps, tf32, asked)
+    return found, grad_p, grad_g, flat
+
+
+def _backward(
+    slots: Mapping[Hashable, Slot],
+    key: tuple[Any, ...],
+    frozen: tuple[int, ...],
+    eps: float,
+    tf32: bool,
+    asked: tuple[bool, ...],
+) -> None:
+    """All launches."""
+    _Backward(call_of(slots, key, frozen, eps, tf32, backward=True), slots, asked).run()
 
 
 class _Backward:
@@ -79,35 +110,30 @@ class _Backward:
 
     Args:
         call: as the forward pass had it.
-        save: whether z is there.
-        mask: one per input, then p, g, weights: what is asked for.
+        slots: of all tensors, by name.
+        asked: one per input, then p, g, weights: what is asked for.
     """
 
-    def __init__(self, call: Call, save: bool, mask: Sequence[bool]) -> None:
-        self.call = call
-        *self.for_inputs, self.for_p, self.for_g, self.for_weights = mask
-        plan, layout, states = call.layout.plan, call.layout, call.states
+    def __init__(
+        self, call: Call, slots: Mapping[Hashable, Slot], asked: Sequence[bool]
+    ) -> None:
+        self.call, self.slots = call, slots
+        *self.for_inputs, self.for_p, self.for_g, self.for_weights = asked
+        plan, layout = call.layout.plan, call.layout
         self.options = call.products(plan.mixed_channels)
         self.blocks = cdiv(plan.mixed_channels, self.options["BLOCK"])
-        self.again = not save
-        self.gradients = states.new_empty((layout.gradients_size,))
-        self.sums = states.new_empty((layout.sums_size,), dtype=torch.float64)
+        self.again = "z" in slots
+        self.gradients, self.sums = slots["gradients"], slots["sums"]
         self.weight_count = layout.weights[-1]
-        numbers = layout.image_chunks * self.weight_count * self.for_weights
-        self.weight_gradients = states.new_empty((numbers,))
-        if plan.idle:
-            # Nobody writes the gradients of what does not run.
-            self.weight_gradients.zero_()
+        self.weight_gradients = slots["weight_gradients"]
 
-    def run(
-        self, grad: Tensor, weights: Sequence[Tensor]
-    ) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
+    def run(self) -> None:
         """All launches."""
         call = self.call
         rounds = call.tables.rounds[::-1]
         if self.again:
             layers(call, rounds[0])
-        self._begin(grad, rounds[0])
+        self._begin(self.slots["gradient"], rounds[0])
         for step, following in zip(rounds, [*rounds[1:], None], strict=True):
             self._reach_inner(step)
             self._reach_states(step)
@@ -117,21 +143,12 @@ class _Backward:
                 layers(call, following)
             self._sums(following.mixed)
         self._sums(call.tables.normalized, inputs=True)
-        found = self._leave()
-        grad_p = call.p.new_empty(call.p.shape if self.for_p else (0,))
-        for_g = self.for_g and call.g is not None
-        grad_g = (call.p if call.g is None else call.g).new_empty(
-            (len(call.layout.plan.edges) if for_g else 0,)
-        )
-        flat = (weights[0] if weights else call.p).new_empty(
-            (self.weight_count * self.for_weights,)
-        )
+        self._leave()
         self._finish(
-            grad_p if self.for_p else None,
-            grad_g if for_g else None,
-            flat if flat.numel() else None,
+            self.slots["to_p"] if self.for_p else None,
+            self.slots["to_g"] if self.for_g else None,
+            self.slots["to_weights"] if self.for_weights and self.weight_count else None,
         )
-        return found, grad_p, grad_g, flat
 
     def _launched(self, kernel: str, numbers: int | None = None) -> dict[str, Any]:
         """How a kernel is launched."""
@@ -156,7 +173,7 @@ class _Backward:
             "BLOCK": self.options["BLOCK"],
         }
 
-    def _begin(self, grad: Tensor, last: Round) -> None:
+    def _begin(self, grad: Slot, last: Round) -> None:
         call, plan, layout = self.call, self.call.layout.plan, self.call.layout
         states = call.tables.states
         in_height, in_width = layout.before
@@ -323,15 +340,15 @@ class _Backward:
             **self._compiled(reaching.packs),
         )
 
-    def _leave(self) -> list[Tensor]:
+    def _leave(self) -> None:
         """Gradients of the inputs, and of the preprocessing's weights."""
         call, plan, layout = self.call, self.call.layout.plan, self.call.layout
         options = call.products(plan.channels)
         blocks = cdiv(plan.channels, options["BLOCK"])
         in_blocks = cdiv(max(x.shape[1] for x in call.inputs), options["BLOCK"])
         found = [
-            torch.empty_like(x, memory_format=memory_format(x)) if wanted else x.new_empty((0,))
-            for x, wanted in zip(call.inputs, self.for_inputs, strict=True)
+            self.slots["to", place] if wanted else None
+            for place, wanted in enumerate(self.for_inputs)
         ]
         parts = [{"identity": 0, "conv": 1, "reduce": 2}[kind] for kind in plan.preprocess]
         tasks = len(found) + sum(parts) * self.for_weights
@@ -344,7 +361,7 @@ class _Backward:
         if tasks > len(found):
             sizes.append(layout.image_chunks * in_blocks * blocks)
         if not sizes:
-            return found
+            return
         height, width = layout.before
         launch(
             prepare_backward.leave,
@@ -354,13 +371,8 @@ class _Backward:
             inputs=tuple(call.inputs),
             strides=call.strides,
             sizes=call.sizes,
-            to=tuple(
-                x if wanted else None for x, wanted in zip(found, self.for_inputs, strict=True)
-            ),
-            to_strides=tuple(
-                x.stride() if wanted else None
-                for x, wanted in zip(found, self.for_inputs, strict=True)
-            ),
+            to=tuple(found),
+            to_strides=tuple(None if to is None else to.stride() for to in found),
             cins=tuple(x.shape[1] for x in call.inputs),
             firsts=tuple(sum(parts[:position]) for position in range(len(parts))),
             parts=tuple(parts),
@@ -384,10 +396,9 @@ class _Backward:
             CHUNKS=layout.image_chunks,
             **options,
         )
-        return found
 
     def _finish(
-        self, grad_p: Tensor | None, grad_g: Tensor | None, grad_weights: Tensor | None
+        self, grad_p: Slot | None, grad_g: Slot | None, grad_weights: Slot | None
     ) -> None:
         call, plan = self.call, self.call.layout.plan
         edges = 0 if grad_p is None and grad_g is None else len(plan.edges)

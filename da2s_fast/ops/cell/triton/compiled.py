@@ -10,9 +10,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from da2s_fast.kernels.launch import CudaKernel
+from da2s_fast.kernels.schedule import Slot
 from da2s_fast.ops._backend import define_operator, has_kernel
 from da2s_fast.ops.cell.operations import DENSE
 from da2s_fast.ops.cell.triton.layout import Layout
@@ -135,7 +135,7 @@ def convolve_reason(
 
 
 def reach_reason(
-    layout: Layout, packs: Packs, p: Tensor, g: Tensor | None, dtype: torch.dtype
+    layout: Layout, packs: Packs, p: Slot, g: Slot | None, dtype: torch.dtype
 ) -> str | None:
     """Say why `REACH_INNER` or `REACH_STATES` cannot take layers of a node; None where it can."""
     if reason := _reason(layout, dtype, p.device):

@@ -12,15 +12,17 @@ A launch ends where a barrier stands; whoever comes behind it merges the chunks'
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from da2s_fast.kernels import schedule
 from da2s_fast.kernels.cell import convolve, mix, prepare
 from da2s_fast.kernels.launch import launch
+from da2s_fast.kernels.schedule import Slot
 from da2s_fast.ops._triton import launched_as, precision_of, rounds_to_tf32
 from da2s_fast.ops.cell.operator import accumulation_dtype
 from da2s_fast.ops.cell.operator import layout as memory_format
@@ -37,7 +39,7 @@ from da2s_fast.ops.cell.triton.tables import Packs, Round, Rows, Tables, tables_
 
 @dataclass
 class Call:
-    """What both passes work on.
+    """What both passes work on; slots stand for the tensors.
 
     Attributes:
         layout: where everything is.
@@ -48,7 +50,7 @@ class Call:
         weights: flat, in the arithmetic's type.
         states: flat.
         z: flat.
-        moments: flat, float64.
+        moments: flat, float64; None where all statistics are known.
         statistics: flat.
         eps: of the norms.
         known: all statistics are known.
@@ -57,14 +59,14 @@ class Call:
 
     layout: Layout
     tables: Tables
-    inputs: Sequence[Tensor]
-    p: Tensor
-    g: Tensor | None
-    weights: Tensor
-    states: Tensor
-    z: Tensor
-    moments: Tensor
-    statistics: Tensor
+    inputs: Sequence[Slot]
+    p: Slot
+    g: Slot | None
+    weights: Slot
+    states: Slot
+    z: Slot
+    moments: Slot | None
+    statistics: Slot
     eps: float
     known: bool
     tf32: bool
@@ -131,7 +133,7 @@ def cell(  # noqa: PLR0917 - the schema's arguments
     """The output, the statistics, and what `cell_backward` needs: weights, states and z."""
     x = inputs[-1]
     dtype = accumulation_dtype(x.dtype)
-    key = tuple(plan), x.shape[0], tuple(tuple(y.shape[1:]) for y in inputs), save
+    key = tuple(plan), x.shape[0], tuple([tuple(y.shape[1:]) for y in inputs]), save
     layout = layout_of(*key)
     cell_plan = layout.plan
     if frozen:
@@ -142,43 +144,90 @@ def cell(  # noqa: PLR0917 - the schema's arguments
     saved = x.new_empty((layout.saved_size + TF32_MARK * tf32,), dtype=dtype)
     if weights:
         torch.cat([w.reshape(-1) for w in weights], out=saved[: layout.weights[-1]])
-    call = Call(
-        layout,
-        tables_of(*key, tuple(frozen), False, x.device),
-        inputs,
-        p,
-        g,
-        saved,
-        saved[layout.states_start :],
-        saved[layout.z_start :] if save else x.new_empty((layout.z_size,), dtype=dtype),
-        x.new_empty((layout.moments_size,), dtype=torch.float64),
-        statistics,
-        eps,
-        known=False,
-        tf32=tf32,
-    )
     height, width = layout.after
     output = x.new_empty(
         (x.shape[0], cell_plan.outputs * cell_plan.channels, height, width)
     ).contiguous(memory_format=memory_format(inputs[0]))
-    _prepare(call)
-    for step in call.tables.rounds:
-        layers(call, step)
-        _mix(call, step, output)
+    tensors = {
+        **by_name(inputs, p, g),
+        "saved": saved,
+        "statistics": statistics,
+        "output": output,
+        "moments": x.new_empty((layout.moments_size,), dtype=torch.float64),
+    }
+    if not save:
+        tensors["z"] = x.new_empty((layout.z_size,), dtype=dtype)
+    schedule.start(_forward, tensors, key, tuple(frozen), eps, tf32)
     return output, statistics, saved
 
 
+def by_name(inputs: Sequence[Tensor], p: Tensor, g: Tensor | None) -> dict[Hashable, Tensor]:
+    """What both passes are given, by the names of their slots."""
+    return {**dict(enumerate(inputs)), "p": p, **({} if g is None else {"g": g})}
+
+
+def call_of(  # noqa: PLR0917 - a key of the schedules
+    slots: Mapping[Hashable, Slot],
+    key: tuple[Any, ...],
+    frozen: tuple[int, ...],
+    eps: float,
+    tf32: bool,
+    backward: bool,
+) -> Call:
+    """What both passes work on, from the slots of their tensors.
+
+    Args:
+        slots: by name; "z" where they are computed again.
+        key: of `layout_of`.
+        frozen: norms whose statistics are given.
+        eps: of the norms.
+        tf32: see `Call`.
+        backward: which of both.
+    """
+    layout, saved = layout_of(*key), slots["saved"]
+    z = slots.get("z") or saved.narrow(0, layout.z_start, layout.z_size)
+    return Call(
+        layout,
+        tables_of(*key, frozen, backward, saved.device),
+        [slots[place] for place in range(layout.plan.inputs)],
+        slots["p"],
+        slots.get("g"),
+        saved,
+        saved.narrow(0, layout.states_start, layout.states_size),
+        z,
+        slots.get("moments"),
+        slots["statistics"],
+        eps,
+        known=backward,
+        tf32=tf32,
+    )
+
+
+def _forward(
+    slots: Mapping[Hashable, Slot],
+    key: tuple[Any, ...],
+    frozen: tuple[int, ...],
+    eps: float,
+    tf32: bool,
+) -> None:
+    """All launches."""
+    call = call_of(slots, key, frozen, eps, tf32, backward=False)
+    _prepare(call)
+    for step in call.tables.rounds:
+        layers(call, step)
+        _mix(call, step, slots["output"])
+
+
 def _prepare(call: Call) -> None:
-    """The input states."""
+    """The input states; their convolutions are where the first z will be."""
     layout, plan, tables = call.layout, call.layout.plan, call.tables
-    scratch = call.states.new_empty((layout.prepared[1],))
     options = call.products(plan.channels)
     blocks = cdiv(plan.channels, options["BLOCK"])
     common = {
         "inputs": tuple(call.inputs),
         "strides": call.strides,
         "sizes": call.sizes,
-        "scratch": scratch,
+        "scratch": call.z,
         "moments": call.moments,
         "channels": plan.channels,
         **call.area(0),
@@ -281,7 +330,7 @@ def mixed_tile(pixels: int, blocks: int, tile: int) -> int:
     return next((t for t in larger if cdiv(pixels, t) * blocks >= ENOUGH_PROGRAMS), tile)
 
 
-def _mix(call: Call, step: Round, output: Tensor) -> None:
+def _mix(call: Call, step: Round, output: Slot) -> None:
     """A node, and its part of the output."""
     layout, plan = call.layout, call.layout.plan
     block = block_of(plan.mixed_channels)
@@ -302,7 +351,9 @@ def _mix(call: Call, step: Round, output: Tensor) -> None:
         z=call.z,
         moments=call.moments,
         statistics=call.statistics,
-        to_state=call.states[layout.states[step.node] :],
+        to_state=call.states.narrow(
+            0, layout.states[step.node], layout.pixels(step.node) * plan.channels
+        ),
         output=part,
         output_strides=part.stride(),
         channels=plan.mixed_channels,

@@ -212,7 +212,8 @@ class Layout:
             for edge in self.plan.entering(node):
                 z |= {key: room.take(self._one) for key in self.layers(edge)}
             most = max(most, room.used)
-        return z, pools, positions, most
+        # Before the first z is there, what the inputs' convolutions return has its place.
+        return z, pools, positions, max(most, self.prepared[1])
 
     @property
     def z(self) -> dict[Key, int]:
@@ -236,7 +237,7 @@ class Layout:
 
     @cached_property
     def prepared(self) -> tuple[dict[int, int], int]:
-        """Where the inputs' convolutions go, by position, in a buffer of their own; its size."""
+        """Where the inputs' convolutions go among the z, by position, and their numbers."""
         room = Room()
         numbers = self.pixels(0) * self.plan.channels
         return {i: room.take(numbers) for i in self.plan.preprocess_norms}, room.used

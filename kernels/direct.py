@@ -1,0 +1,156 @@
+"""Kernels started again without what Triton does before each launch.
+
+Triton looks at every argument of every launch to find the compiled kernel, which takes longer than
+many a kernel. Where arguments only differ by addresses, and these are aligned alike, it would find
+the same one. How Triton starts that is no interface of Triton's: it is watched doing so, once for
+each launch, and what it does not start as expected it goes on starting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from threading import get_ident
+from typing import Any
+
+from triton import knobs
+from triton.compiler import CompiledKernel
+from triton.runtime import driver
+
+from da2s_fast.kernels.launch import Launch, on_device
+
+ALIGNMENT = 16
+"""Bytes: Triton compiles for addresses that are multiples of it, and for those that are not."""
+
+COMPILED = not knobs.runtime.interpret
+"""Whether kernels are compiled: Triton has an interpreter as well."""
+
+Started = Callable[[Sequence[int], Sequence[Any], int], None]
+"""Starts a kernel, given addresses, tensors and a stream."""
+
+
+def is_watched() -> bool:
+    """Whether somebody wants to hear of each launch, or of compiled kernels other than the usual.
+
+    Profilers do; only Triton knows all that they are told.
+    """
+    hooks = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
+    # None, a function, or in later versions a chain of them.
+    told = any(hook is not None and getattr(hook, "calls", True) for hook in hooks)
+    return told or bool(knobs.compilation.instrumentation_mode)
+
+
+def current_stream() -> int:
+    """Of the current device, as Triton asks for it."""
+    active = driver.active
+    return int(active.get_current_stream(active.get_current_device()))
+
+
+def operator(launch: Launch, tensors: Mapping[Any, int]) -> Started:
+    """How to start a kernel of csrc/cuda.
+
+    Args:
+        launch: with slots among its arguments.
+        tensors: which of the given tensors each slot is.
+    """
+    run = launch.kernel.operator.default
+    order = [argument.name for argument in run._schema.arguments]
+    arguments = {order[0]: list(launch.grid), **launch.arguments}
+    template = [arguments[name] for name in order]
+    moving = [(place, tensors[value]) for place, value in enumerate(template) if value in tensors]
+
+    def started(addresses: Sequence[int], given: Sequence[Any], stream: int) -> None:  # noqa: ARG001
+        filled = template.copy()
+        for place, tensor in moving:
+            filled[place] = given[tensor]
+        run(*filled)
+
+    return started
+
+
+def kernel(
+    launch: Launch, full: Launch, compiled: Any, addresses: Mapping[Any, int]
+) -> Started | None:
+    """How to start a kernel of Triton's; None where only Triton can.
+
+    Args:
+        launch: with slots among its arguments.
+        full: the same with tensors.
+        compiled: what Triton found when it started that.
+        addresses: which of the given addresses each slot is.
+    """
+    names = [parameter.name for parameter in launch.kernel.params]
+    if not _is_as_expected(full, compiled, names):
+        return None
+    run, (x, y, z) = compiled.run, _axes(launch)
+    template = [_addressed(launch.arguments[name]) for name in names]
+    moving, nested = [], []
+    for place, value in enumerate(template):
+        if isinstance(value, tuple):
+            nested.append((place, value))
+        elif value in addresses:
+            moving.append((place, addresses[value]))
+
+    def started(given: Sequence[int], tensors: Sequence[Any], stream: int) -> None:  # noqa: ARG001
+        arguments = template.copy()
+        for place, address in moving:
+            arguments[place] = given[address]
+        for place, value in nested:
+            arguments[place] = filled(value, given)
+        # Nobody is told of the launch. The kernel is unloaded when `compiled` goes.
+        told = None, None, None
+        run(x, y, z, stream, compiled.function, compiled.packed_metadata, *told, *arguments)
+
+    def filled(value: Any, given: Sequence[int]) -> Any:
+        if isinstance(value, tuple):
+            return tuple([filled(item, given) for item in value])
+        address = addresses.get(value)
+        return value if address is None else given[address]
+
+    return started
+
+
+def _axes(launch: Launch) -> tuple[int, ...]:
+    return (*launch.grid, 1, 1)[:3]
+
+
+def _addressed(value: Any) -> Any:
+    """With addresses instead of tensors that stay where they are."""
+    if isinstance(value, tuple):
+        return tuple(map(_addressed, value))
+    return value.data_ptr() if hasattr(value, "data_ptr") else value
+
+
+def _is_as_expected(full: Launch, compiled: Any, names: Sequence[str]) -> bool:
+    """Whether Triton starts a kernel as `kernel` does."""
+    if not isinstance(compiled, CompiledKernel) or set(names) != set(full.arguments):
+        return False
+    if getattr(compiled, "_run", None) is not compiled.run or full.kernel.pre_run_hooks:
+        return False
+    started, given = _watched(full, compiled), [full.arguments[name] for name in names]
+    if started is None:
+        return False
+    start = (*_axes(full), current_stream(), compiled.function, compiled.packed_metadata)
+    told, values = started[len(start) : len(start) + 3], started[len(start) + 3 :]
+    return (
+        started[: len(start)] == start
+        and len(told) == 3
+        and len(values) == len(given)
+        and all(value is own for value, own in zip(values, given, strict=True))
+    )
+
+
+def _watched(full: Launch, compiled: Any) -> tuple[Any, ...] | None:
+    """What Triton hands over to start a kernel, which is not started."""
+    run, thread, seen = compiled.run, get_ident(), []
+
+    def watch(*arguments: Any) -> Any:
+        return seen.append(arguments) if get_ident() == thread else run(*arguments)
+
+    compiled._run = watch
+    try:
+        # Unless that is what Triton will call, it would start the kernel once more.
+        if compiled.run is watch:
+            on_device(full)
+    finally:
+        compiled._run = run
+    return seen[0] if len(seen) == 1 else None

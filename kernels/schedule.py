@@ -1,0 +1,175 @@
+"""Launches that are made again and again, with other tensors each time.
+
+What a driver launches depends on shapes, types and strides. It is put together once, with a `Slot`
+wherever a tensor will be, and kept; every start after that only says where the tensors are. Triton
+is asked at the first start, see `direct`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+from da2s_fast.kernels import direct
+from da2s_fast.kernels.launch import CudaKernel, Launch, launched_by, on_device, starter
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A tensor, or a part of one, that is there when launches are started.
+
+    Attributes:
+        name: of the tensor among those given to `Schedule.start`.
+        dtype: of its numbers.
+        device: where it will be.
+        shape: of the part.
+        strides: in numbers.
+        offset: numbers before the part.
+    """
+
+    name: Hashable
+    dtype: Any
+    device: Any
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    offset: int = 0
+
+    def narrow(self, dim: int, start: int, length: int) -> Slot:
+        """As `Tensor.narrow`."""
+        shape = (*self.shape[:dim], length, *self.shape[dim + 1 :])
+        return replace(self, shape=shape, offset=self.offset + start * self.strides[dim])
+
+    def stride(self) -> tuple[int, ...]:
+        """As `Tensor.stride`."""
+        return self.strides
+
+    def filled(self, tensors: Mapping[Hashable, Any]) -> Any:
+        """The tensor, or its part."""
+        tensor = tensors[self.name]
+        if self.offset == 0 and self.shape == tensor.shape:
+            return tensor
+        start = tensor.storage_offset() + self.offset
+        return tensor.as_strided(self.shape, self.strides, start)
+
+
+def _slots(value: Any) -> Iterator[Slot]:
+    if isinstance(value, Slot):
+        yield value
+    elif isinstance(value, tuple):
+        for item in value:
+            yield from _slots(item)
+
+
+def _filled(value: Any, tensors: Mapping[Hashable, Any]) -> Any:
+    if isinstance(value, Slot):
+        return value.filled(tensors)
+    if isinstance(value, tuple):
+        return tuple(_filled(item, tensors) for item in value)
+    return value
+
+
+class Schedule:
+    """Launches, one after the other.
+
+    Args:
+        launches: with slots among their arguments, also inside tuples.
+    """
+
+    def __init__(self, launches: Sequence[Launch]) -> None:
+        self._launches = tuple(launches)
+        self._slots = _distinct(launches)
+        self._places = [(slot.name, slot.offset * slot.dtype.itemsize) for slot in self._slots]
+        # Operators take tensors.
+        self._parts = _distinct([one for one in launches if isinstance(one.kernel, CudaKernel)])
+        self._prepared: dict[tuple[bool, ...], list[direct.Started | Launch]] = {}
+
+    def start(self, tensors: Mapping[Hashable, Any]) -> None:
+        """Start all of them on the current device's current stream, without waiting for them.
+
+        Args:
+            tensors: what the slots stand for, by name.
+        """
+        start = starter()
+        if start is not on_device or not direct.COMPILED or direct.is_watched():
+            for launch in self._launches:
+                start(_full(launch, tensors))
+            return
+        found = {name: tensor.data_ptr() for name, tensor in tensors.items()}
+        addresses = [found[name] + offset for name, offset in self._places]
+        # All else that Triton compiles for is the same at every start.
+        alignment = tuple([address % direct.ALIGNMENT == 0 for address in addresses])
+        prepared = self._prepared.get(alignment)
+        if prepared is None:
+            self._prepared[alignment] = [self._start_first(one, tensors) for one in self._launches]
+            return
+        parts = [slot.filled(tensors) for slot in self._parts]
+        stream = direct.current_stream()
+        for one in prepared:
+            if isinstance(one, Launch):
+                on_device(_full(one, tensors))
+            else:
+                one(addresses, parts, stream)
+
+    def _start_first(
+        self, launch: Launch, tensors: Mapping[Hashable, Any]
+    ) -> direct.Started | Launch:
+        """By Triton, which compiles; return how to do without it, or the launch if it must."""
+        full = _full(launch, tensors)
+        compiled = on_device(full)
+        if isinstance(launch.kernel, CudaKernel):
+            return direct.operator(launch, _numbered(self._parts))
+        return direct.kernel(launch, full, compiled, _numbered(self._slots)) or launch
+
+
+def _distinct(launches: Sequence[Launch]) -> list[Slot]:
+    """The slots of launches, each once."""
+    values = [value for launch in launches for value in launch.arguments.values()]
+    return list(dict.fromkeys(slot for value in values for slot in _slots(value)))
+
+
+def _numbered(slots: Sequence[Slot]) -> dict[Slot, int]:
+    return {slot: number for number, slot in enumerate(slots)}
+
+
+def _full(launch: Launch, tensors: Mapping[Hashable, Any]) -> Launch:
+    """The launch with tensors in its slots."""
+    arguments = {name: _filled(value, tensors) for name, value in launch.arguments.items()}
+    return launch._replace(arguments=arguments)
+
+
+def start(build: Callable[..., None], tensors: Mapping[Hashable, Any], *key: Hashable) -> None:
+    """Start what `build(slots, *key)` launches, with tensors in the slots.
+
+    Nothing is built twice where kernels are started on the device; others, such as tests, may
+    change what is built.
+
+    Args:
+        build: launches by `kernels.launch.launch`, depending on its arguments alone.
+        tensors: all that are there when the launches are started, by name: their addresses are
+            unknown to `build`, which finds a slot under each name.
+        key: whatever else `build` has to know.
+    """
+    kinds = tuple(
+        [(name, t.dtype, t.device, t.shape, t.stride()) for name, t in tensors.items()]
+    )
+    make = _kept if starter() is on_device and direct.COMPILED else _made
+    make(build, kinds, key).start(tensors)
+
+
+def _made(
+    build: Callable[..., None], kinds: Sequence[tuple[Any, ...]], key: tuple[Hashable, ...]
+) -> Schedule:
+    launches: list[Launch] = []
+    with launched_by(launches.append):
+        build({name: Slot(name, *kind) for name, *kind in kinds}, *key)
+    return Schedule(launches)
+
+
+_kept = lru_cache(maxsize=256)(_made)
+
+
+def forget() -> None:
+    """Build everything anew, from now on."""
+    _kept.cache_clear()

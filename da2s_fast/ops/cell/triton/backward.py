@@ -25,17 +25,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from da2s_fast.kernels.cell import finish, prepare_backward, reach, sums
+from da2s_fast.kernels.cell import reach, sums
 from da2s_fast.kernels.launch import launch
 from da2s_fast.ops._triton import launched_as
 from da2s_fast.ops.cell.operations import CONVS, DENSE
-from da2s_fast.ops.cell.operator import layout as memory_format
 from da2s_fast.ops.cell.triton import compiled
+from da2s_fast.ops.cell.triton.ends import Collected, finish, leave, power_of_two
 from da2s_fast.ops.cell.triton.forward import Call, cdiv, layers
-from da2s_fast.ops.cell.triton.layout import ENOUGH_PROGRAMS, block_of, layout_of
-from da2s_fast.ops.cell.triton.tables import Packs, Round, Rows, tables_of
-
-_ADDED = 256  # numbers that a program adds up over the chunks
+from da2s_fast.ops.cell.triton.layout import ENOUGH_SMALL_PROGRAMS, layout_of
+from da2s_fast.ops.cell.triton.packs import Rows, Windows
+from da2s_fast.ops.cell.triton.tables import Round, tables_of
 
 
 def cell_backward(  # noqa: PLR0917 - the schema's arguments
@@ -90,14 +89,17 @@ class _Backward:
         self.options = call.products(plan.mixed_channels)
         self.blocks = cdiv(plan.mixed_channels, self.options["BLOCK"])
         self.again = not save
-        self.gradients = states.new_empty((layout.gradients_size,))
-        self.sums = states.new_empty((layout.sums_size,), dtype=torch.float64)
         self.weight_count = layout.weights[-1]
         numbers = layout.image_chunks * self.weight_count * self.for_weights
-        self.weight_gradients = states.new_empty((numbers,))
+        self.collected = Collected(
+            states.new_empty((layout.gradients_size,)),
+            states.new_empty((layout.sums_size,), dtype=torch.float64),
+            states.new_empty((numbers,)),
+            self.for_weights,
+        )
         if plan.idle:
             # Nobody writes the gradients of what does not run.
-            self.weight_gradients.zero_()
+            self.collected.weight_gradients.zero_()
 
     def run(
         self, grad: Tensor, weights: Sequence[Tensor]
@@ -117,7 +119,7 @@ class _Backward:
                 layers(call, following)
             self._sums(following.mixed)
         self._sums(call.tables.normalized, inputs=True)
-        found = self._leave()
+        found = leave(call, self.collected, self.for_inputs)
         grad_p = call.p.new_empty(call.p.shape if self.for_p else (0,))
         for_g = self.for_g and call.g is not None
         grad_g = (call.p if call.g is None else call.g).new_empty(
@@ -126,7 +128,9 @@ class _Backward:
         flat = (weights[0] if weights else call.p).new_empty(
             (self.weight_count * self.for_weights,)
         )
-        self._finish(
+        finish(
+            call,
+            self.collected,
             grad_p if self.for_p else None,
             grad_g if for_g else None,
             flat if flat.numel() else None,
@@ -137,20 +141,27 @@ class _Backward:
         """How a kernel is launched."""
         return launched_as(kernel, self.call.states.device, numbers)
 
-    def _area(self) -> dict[str, Any]:
-        """What all launches over chunks of images are told, by kernel parameter."""
+    def _chunks(self) -> dict[str, Any]:
+        """What all launches over chunks of images are told, by parameter."""
         call, layout = self.call, self.call.layout
         height, width = layout.after
         return {
             "z": call.z,
-            "gradients": self.gradients,
+            "gradients": self.collected.gradients,
             "statistics": call.statistics,
-            "sums": self.sums,
+            "sums": self.collected.sums,
             "pixels": layout.pixels(layout.plan.inputs),
             "height": height,
             "width": width,
             "channels": layout.plan.mixed_channels,
             "images": layout.images,
+        }
+
+    def _area(self) -> dict[str, Any]:
+        """What Triton's are told besides."""
+        layout = self.call.layout
+        return {
+            **self._chunks(),
             "SHUFFLED": layout.plan.partial_channels,
             "PIXELS": self.options["PIXELS"],
             "BLOCK": self.options["BLOCK"],
@@ -196,23 +207,30 @@ class _Backward:
             **self._area(),
         )
 
-    def _products(self) -> dict[str, Any]:
-        """What launches that go through products are told besides, by kernel parameter."""
-        call, plan = self.call, self.call.layout.plan
+    def _weights(self) -> dict[str, Any]:
+        """What launches that go through products are told, by parameter."""
+        call = self.call
         return {
-            **self._area(),
-            **self.options,
             "weights": call.weights,
-            "weight_gradients": self.weight_gradients,
             "weight_count": self.weight_count,
             "p_weights": call.p,
             "g_weights": call.g,
-            "operations": len(plan.operations),
+            "operations": len(call.layout.plan.operations),
+        }
+
+    def _products(self) -> dict[str, Any]:
+        """What Triton's launches that go through products are told, by kernel parameter."""
+        call, plan = self.call, self.call.layout.plan
+        return {
+            **self._area(),
+            **self._weights(),
+            **self.options,
+            "weight_gradients": self.collected.weight_gradients,
             "SEVERAL": self.blocks > 1,
             "WEIGHTS": self.for_weights,
             "EPS": call.eps,
             "CHUNKS": call.layout.image_chunks,
-            "TAPS": _power_of_two(
+            "TAPS": power_of_two(
                 [CONVS[name].kernel ** 2 for name in plan.operations if name in CONVS]
             ),
         }
@@ -229,8 +247,8 @@ class _Backward:
     def _reach_inner(self, step: Round) -> None:
         if not step.second.length:
             return
-        call = self.call
-        reason = compiled.reach_reason(call.layout, step.second_packs, call.p, call.g, call.z.dtype)
+        call, windows = self.call, step.second_packs.windows
+        reason = compiled.reach_reason(call.layout, windows, call.p, call.g, call.z)
         if reason is None:
             self._reach_inner_compiled(step)
             return
@@ -248,55 +266,43 @@ class _Backward:
             compiled.REACH_INNER,
             (self.call.layout.image_chunks, step.second.length),
             table=step.second.table,
-            **self._compiled(step.second_packs),
+            **self._compiled(step.second_packs.windows),
         )
 
-    def _compiled(self, packs: Packs) -> dict[str, Any]:
+    def _compiled(self, windows: Windows) -> dict[str, Any]:
         """What kernels of csrc/cuda are told, by the operators' parameters."""
-        call, layout = self.call, self.call.layout
-        height, width = layout.after
         return {
-            "z": call.z,
-            "gradients": self.gradients,
-            "weights": call.weights,
-            "weight_gradients": self.weight_gradients if self.for_weights else None,
-            "p_weights": call.p,
-            "g_weights": call.g,
-            "statistics": call.statistics,
-            "sums": self.sums,
-            "pixels": layout.pixels(layout.plan.inputs),
-            "weight_count": self.weight_count,
-            "eps": call.eps,
-            "height": height,
-            "width": width,
-            "images": layout.images,
-            "operations": len(layout.plan.operations),
-            **compiled.reach_arguments(layout, packs),
+            **self._chunks(),
+            **self._weights(),
+            "weight_gradients": self.collected.weight_gradients if self.for_weights else None,
+            "eps": self.call.eps,
+            **compiled.reach_arguments(self.call.layout, windows),
         }
 
     def _reach_states(self, step: Round) -> None:
         call, plan, layout = self.call, self.call.layout.plan, self.call.layout
         reaching = step.reaching
-        if step.compiled.layers.length:
-            packs = step.compiled.packs
-            if compiled.reach_reason(layout, packs, call.p, call.g, call.z.dtype) is None:
+        groups, separable = reaching.groups, reaching.separable
+        if separable:
+            windows = reaching.windows
+            if compiled.reach_reason(layout, windows, call.p, call.g, call.z) is None:
                 self._reach_states_compiled(step)
-                reaching = step.others
+                groups, separable = reaching.others, False
         in_height, in_width = layout.before
         taps = max((DENSE[name] ** 2 for name in plan.operations if name in DENSE), default=1)
-        parts = self._parts(taps) if reaching.separable or reaching.dense else self.blocks
+        parts = self._parts(taps) if separable or reaching.dense else self.blocks
         shares = 1
-        if not reaching.separable:
-            programs = layout.image_chunks * reaching.groups.length * self.blocks
+        if not separable:
+            programs = layout.image_chunks * groups.length * self.blocks
             tiles = cdiv(layout.pixels(plan.inputs), layout.image_chunks * self.options["PIXELS"])
-            shares = max(1, min(tiles, cdiv(4 * ENOUGH_PROGRAMS, programs)))
+            shares = max(1, min(tiles, cdiv(ENOUGH_SMALL_PROGRAMS, programs)))
         launch(
             reach.reach_states,
-            (layout.image_chunks * shares, reaching.groups.length, parts),
+            (layout.image_chunks * shares, groups.length, parts),
             **self._launched(
                 "reach_states, few channels" if call.few else "reach_states", self._numbers
             ),
-            table=reaching.groups.table,
+            table=groups.table,
             layers=reaching.layers.table,
             shares=shares,
             states=call.states,
@@ -304,7 +310,7 @@ class _Backward:
             in_height=in_height,
             in_width=in_width,
             node_states=layout.states[plan.inputs],
-            SEPARABLES=reaching.separable,
+            SEPARABLES=separable,
             HALVES=layout.halves,
             DENSES=reaching.dense,
             **self._products(),
@@ -312,114 +318,13 @@ class _Backward:
 
     def _reach_states_compiled(self, step: Round) -> None:
         """What `reach_states` computes for some of its rows, by the kernel of csrc/cuda."""
-        reaching = step.compiled
+        reaching = step.reaching
         launch(
             compiled.REACH_STATES,
-            (self.call.layout.image_chunks, reaching.groups.length),
-            table=reaching.groups.table,
+            (self.call.layout.image_chunks, reaching.compiled.length),
+            table=reaching.compiled.table,
             layers=reaching.layers.table,
             states=self.call.states,
             pitch=self.call.layout.plan.channels,
-            **self._compiled(reaching.packs),
+            **self._compiled(reaching.windows),
         )
-
-    def _leave(self) -> list[Tensor]:
-        """Gradients of the inputs, and of the preprocessing's weights."""
-        call, plan, layout = self.call, self.call.layout.plan, self.call.layout
-        options = call.products(plan.channels)
-        blocks = cdiv(plan.channels, options["BLOCK"])
-        in_blocks = cdiv(max(x.shape[1] for x in call.inputs), options["BLOCK"])
-        found = [
-            torch.empty_like(x, memory_format=memory_format(x)) if wanted else x.new_empty((0,))
-            for x, wanted in zip(call.inputs, self.for_inputs, strict=True)
-        ]
-        parts = [{"identity": 0, "conv": 1, "reduce": 2}[kind] for kind in plan.preprocess]
-        tasks = len(found) + sum(parts) * self.for_weights
-        sizes = [
-            cdiv(x.shape[0] * x.shape[2] * x.shape[3], options["PIXELS"])
-            * cdiv(x.shape[1], options["BLOCK"])
-            for x, wanted in zip(call.inputs, self.for_inputs, strict=True)
-            if wanted
-        ]
-        if tasks > len(found):
-            sizes.append(layout.image_chunks * in_blocks * blocks)
-        if not sizes:
-            return found
-        height, width = layout.before
-        launch(
-            prepare_backward.leave,
-            (max(sizes), tasks),
-            **self._launched("leave"),
-            table=call.tables.parts.table,
-            inputs=tuple(call.inputs),
-            strides=call.strides,
-            sizes=call.sizes,
-            to=tuple(
-                x if wanted else None for x, wanted in zip(found, self.for_inputs, strict=True)
-            ),
-            to_strides=tuple(
-                x.stride() if wanted else None
-                for x, wanted in zip(found, self.for_inputs, strict=True)
-            ),
-            cins=tuple(x.shape[1] for x in call.inputs),
-            firsts=tuple(sum(parts[:position]) for position in range(len(parts))),
-            parts=tuple(parts),
-            state_gradients=tuple(layout.gradients[: plan.inputs]),
-            weights=call.weights,
-            weight_gradients=self.weight_gradients,
-            states=call.states,
-            gradients=self.gradients,
-            statistics=call.statistics,
-            sums=self.sums,
-            batch=call.inputs[0].shape[0],
-            pixels=layout.pixels(0),
-            height=height,
-            width=width,
-            channels=plan.channels,
-            weight_count=self.weight_count,
-            images=layout.images,
-            in_blocks=in_blocks,
-            WEIGHTS=tasks > len(found),
-            EPS=call.eps,
-            CHUNKS=layout.image_chunks,
-            **options,
-        )
-        return found
-
-    def _finish(
-        self, grad_p: Tensor | None, grad_g: Tensor | None, grad_weights: Tensor | None
-    ) -> None:
-        call, plan = self.call, self.call.layout.plan
-        edges = 0 if grad_p is None and grad_g is None else len(plan.edges)
-        blocks = 0 if grad_weights is None else cdiv(self.weight_count, _ADDED)
-        if not edges + blocks:
-            return
-        launch(
-            finish.finish,
-            (edges + blocks,),
-            **self._launched("finish, several blocks" if self.blocks > 1 else "finish"),
-            table=call.tables.candidates.table,
-            rows=call.tables.candidates.length,
-            edges=edges,
-            p_weights=call.p,
-            g_weights=call.g,
-            operations=len(plan.operations),
-            statistics=call.statistics,
-            sums=self.sums,
-            weight_gradients=self.weight_gradients,
-            weight_count=self.weight_count,
-            to_p=grad_p,
-            to_g=grad_g,
-            to_weights=grad_weights,
-            channels=plan.mixed_channels,
-            EPS=call.eps,
-            CHUNKS=call.layout.image_chunks,
-            BLOCK=block_of(plan.mixed_channels),
-            ADDED=_ADDED,
-            OPERATIONS=_power_of_two([len(plan.operations)]),
-        )
-
-
-def _power_of_two(numbers: Sequence[int]) -> int:
-    """The least power of two that is no less than all numbers."""
-    return 1 << (max([1, *numbers]) - 1).bit_length()

@@ -32,7 +32,8 @@ from da2s_fast.ops.cell.triton.layout import (
     block_of,
     layout_of,
 )
-from da2s_fast.ops.cell.triton.tables import Packs, Round, Rows, Tables, tables_of
+from da2s_fast.ops.cell.triton.packs import Packs, Rows
+from da2s_fast.ops.cell.triton.tables import Round, Tables, tables_of
 
 
 @dataclass
@@ -210,65 +211,57 @@ def _prepare(call: Call) -> None:
 
 def layers(call: Call, step: Round) -> None:
     """First and second layers of the edges that enter a node, and pools."""
+    if step.first.length:
+        _convolve(call, step.node, step.first, step.first_packs, second=False)
+    if step.second.length:
+        _convolve(call, step.node, step.second, step.second_packs, second=True)
+
+
+def _convolve(call: Call, node: int, own: Rows, packs: Packs, second: bool) -> None:
     layout, plan = call.layout, call.layout.plan
-    options = call.products(plan.mixed_channels)
-    for second, own in enumerate((step.first, step.second)):
-        if not own.length:
-            continue
-        packs = step.second_packs if second else step.first_packs
-        reason = compiled.convolve_reason(layout, packs, bool(second), call.z.dtype, call.z.device)
-        if reason is None:
-            _convolve_compiled(call, step, own, packs, bool(second))
-            continue
+    tensors: dict[str, Any] = {
+        "table": own.table,
+        "source": call.z if second else call.states,
+        "z": call.z,
+        "weights": call.weights,
+        "moments": call.moments,
+        "statistics": call.statistics,
+        "pitch": plan.mixed_channels if second else plan.channels,
+    }
+    area = call.area(node)
+    if compiled.convolve_reason(layout, packs.windows, second, call.z) is None:
+        tiles = area.pop("tiles_per_chunk")
         launch(
-            convolve.convolve,
-            (layout.chunks, own.length, cdiv(plan.mixed_channels, options["BLOCK"])),
-            **launched_as(
-                "convolve, second layers of few channels" if call.few and second else "convolve",
-                call.states.device,
-                options["PIXELS"] * options["BLOCK"],
-            ),
-            table=own.table,
-            source=call.z if second else call.states,
-            z=call.z,
-            weights=call.weights,
-            moments=call.moments,
-            statistics=call.statistics,
-            channels=plan.mixed_channels,
-            pitch=plan.mixed_channels if second else plan.channels,
-            HALVES=layout.halves,
-            DENSES=layout.denses and not second,
-            SECOND=bool(second),
-            KNOWN=call.known,
-            EPS=call.eps,
-            CHUNKS=layout.chunks,
-            **call.area(step.node),
-            **options,
+            compiled.CONVOLVE,
+            (layout.chunks, packs.rows.length),
+            packs=packs.rows.table,
+            chunk_pixels=tiles * layout.tile,
+            eps=call.eps,
+            known=call.known,
+            **tensors,
+            **area,
+            **compiled.convolve_arguments(layout, packs.windows, second),
         )
-
-
-def _convolve_compiled(call: Call, step: Round, own: Rows, packs: Packs, second: bool) -> None:
-    """What `convolve` computes, by the kernel of csrc/cuda."""
-    layout, plan = call.layout, call.layout.plan
-    area = call.area(step.node)
+        return
+    options = call.products(plan.mixed_channels)
     launch(
-        compiled.CONVOLVE,
-        (layout.chunks, packs.rows.length),
-        table=own.table,
-        packs=packs.rows.table,
-        source=call.z if second else call.states,
-        z=call.z,
-        weights=call.weights,
-        moments=call.moments,
-        statistics=call.statistics,
-        pixels=area["pixels"],
-        chunk_pixels=area["tiles_per_chunk"] * layout.tile,
-        eps=call.eps,
-        height=area["height"],
-        width=area["width"],
-        pitch=plan.mixed_channels if second else plan.channels,
-        known=call.known,
-        **compiled.convolve_arguments(layout, packs, second),
+        convolve.convolve,
+        (layout.chunks, own.length, cdiv(plan.mixed_channels, options["BLOCK"])),
+        **launched_as(
+            "convolve, second layers of few channels" if call.few and second else "convolve",
+            call.states.device,
+            options["PIXELS"] * options["BLOCK"],
+        ),
+        channels=plan.mixed_channels,
+        HALVES=layout.halves,
+        DENSES=layout.denses and not second,
+        SECOND=second,
+        KNOWN=call.known,
+        EPS=call.eps,
+        CHUNKS=layout.chunks,
+        **tensors,
+        **area,
+        **options,
     )
 
 

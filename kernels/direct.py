@@ -58,7 +58,7 @@ def operator(launch: Launch, tensors: Mapping[Any, int]) -> Started:
     template = [arguments[name] for name in order]
     moving = [(place, tensors[value]) for place, value in enumerate(template) if value in tensors]
 
-    def started(addresses: Sequence[int], given: Sequence[Any], stream: int) -> None:  # noqa: ARG001
+    def started(addresses: Sequence[int], given: Sequence[Any], stream: int) -> None:
         filled = template.copy()
         for place, tensor in moving:
             filled[place] = given[tensor]
@@ -90,7 +90,7 @@ def kernel(
         elif value in addresses:
             moving.append((place, addresses[value]))
 
-    def started(given: Sequence[int], tensors: Sequence[Any], stream: int) -> None:  # noqa: ARG001
+    def started(given: Sequence[int], tensors: Sequence[Any], stream: int) -> None:
         arguments = template.copy()
         for place, address in moving:
             arguments[place] = given[address]

@@ -151,9 +151,7 @@ def start(build: Callable[..., None], tensors: Mapping[Hashable, Any], *key: Has
             unknown to `build`, which finds a slot under each name.
         key: whatever else `build` has to know.
     """
-    kinds = tuple(
-        [(name, t.dtype, t.device, t.shape, t.stride()) for name, t in tensors.items()]
-    )
+    kinds = tuple([(name, t.dtype, t.device, t.shape, t.stride()) for name, t in tensors.items()])
     make = _kept if starter() is on_device and direct.COMPILED else _made
     make(build, kinds, key).start(tensors)
 

@@ -79,9 +79,8 @@ LAYER = tl.constexpr(len(Layer._fields))
     EDGE, OPERATION, GRADIENT, GRADIENT_PITCH, SUMS, REACHED, INNER_GRADIENT, INNER_SUMS,
 ) = (tl.constexpr(column) for column in range(len(Layer._fields)))  # fmt: skip
 
-# Kinds: depthwise and pointwise, dense, the pools, identity, zero, channels that no candidate sees,
-# a preprocessed input itself, of which only sums are taken.
-SEPARABLE, DENSE, MAXIMUM, AVERAGE, SKIP, NOTHING, BYPASS, STATE = map(tl.constexpr, range(8))
+# Kinds: depthwise and pointwise, dense, the pools, identity, zero, channels that no candidate sees.
+SEPARABLE, DENSE, MAXIMUM, AVERAGE, SKIP, NOTHING, BYPASS = map(tl.constexpr, range(7))
 
 
 class Group(NamedTuple):

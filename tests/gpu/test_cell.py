@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from da2s_fast.ops.cell.plan import CellPlan
-from da2s_fast.ops.cell.triton import backward, forward
+from da2s_fast.ops.cell.triton import backward, ends, forward
 from tests.gpu.cells import SMALL, WIDE, check, evaluate, gradients_of, on, tiles_of
 from tests.gpu.ptx.errors import KernelFault, Race
 from tests.ops.cell_cases import make_case
@@ -84,7 +84,7 @@ def check_two(device):
         # A tile, a pixel, a row of the image too few or too many.
         (forward, "convolve", "tl.cdiv(pixels, PIXELS))", "tl.cdiv(pixels, PIXELS) - 1)"),
         (forward, "convolve", "live = p < pixels", "live = p <= pixels"),
-        (backward, "prepare_backward", "live = p < last", "live = p < last - 1"),
+        (ends, "prepare_backward", "live = p < last", "live = p < last - 1"),
         # Height in the place of width.
         (forward, "convolve", "split(p, height, width)", "split(p, width, height)"),
     ],

@@ -13,7 +13,7 @@ import torch
 from da2s_fast.kernels.cell import rows
 from da2s_fast.kernels.launch import CudaKernel, Launch, launch, launched_by
 from da2s_fast.ops.cell.plan import CellPlan
-from da2s_fast.ops.cell.triton import compiled, forward, tables
+from da2s_fast.ops.cell.triton import compiled, forward, packs
 from da2s_fast.ops.cell.triton.layout import layout_of
 from da2s_fast.ops.cell.triton.tables import tables_of
 from tests.gpu.cells import check, evaluate, gradients_of, on, tiles_of
@@ -40,7 +40,7 @@ SMALL = PLANS["two layers"]
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch) -> Iterator[None]:
     """Several tiles of tiny images, and packs of all rows, as large images have them."""
-    monkeypatch.setattr(tables, "ENOUGH_PROGRAMS", 1)
+    monkeypatch.setattr(packs, "ENOUGH_PROGRAMS", 1)
     with tiles_of(32):
         yield
 
@@ -207,11 +207,12 @@ def test_why_it_does_not_run(monkeypatch):
     """Every reason is said, and nothing else is left to Triton."""
     cpu = torch.device("cpu")
 
-    def reason(plan, size=(2, 8, 8), dtype=torch.float32, device=cpu):
+    def reason(plan, size=(2, 8, 8), dtype=torch.float32):
         case = make_case(plan, size)
         key = tuple(plan.code), size[0], tuple(tuple(x.shape[1:]) for x in case.inputs), True
         step = tables_of(*key, (), False, cpu).rounds[0]
-        return compiled.convolve_reason(layout_of(*key), step.first_packs, False, dtype, device)
+        z = torch.empty(0, dtype=dtype)
+        return compiled.convolve_reason(layout_of(*key), step.first_packs.windows, False, z)
 
     assert "a tensor is on cpu" in reason(SMALL)
     monkeypatch.setattr(compiled, "_library_reason", lambda device: None)

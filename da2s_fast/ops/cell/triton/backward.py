@@ -26,18 +26,26 @@ import torch
 from torch import Tensor
 
 from da2s_fast.kernels import schedule
-from da2s_fast.kernels.cell import finish, prepare_backward, reach, sums
+from da2s_fast.kernels.cell import reach, sums
 from da2s_fast.kernels.launch import launch
 from da2s_fast.kernels.schedule import Slot
 from da2s_fast.ops._triton import launched_as
 from da2s_fast.ops.cell.operations import CONVS, DENSE
 from da2s_fast.ops.cell.operator import layout as memory_format
 from da2s_fast.ops.cell.triton import compiled
-from da2s_fast.ops.cell.triton.forward import Call, by_name, call_of, cdiv, layers
-from da2s_fast.ops.cell.triton.layout import ENOUGH_PROGRAMS, block_of, layout_of
-from da2s_fast.ops.cell.triton.tables import Packs, Round, Rows
-
-_ADDED = 256  # numbers that a program adds up over the chunks
+from da2s_fast.ops.cell.triton.ends import Collected, finish, leave, power_of_two
+from da2s_fast.ops.cell.triton.forward import (
+    Call,
+    Settings,
+    by_name,
+    call_of,
+    cdiv,
+    layers,
+    settings_of,
+)
+from da2s_fast.ops.cell.triton.layout import ENOUGH_SMALL_PROGRAMS, layout_of
+from da2s_fast.ops.cell.triton.packs import Rows, Windows
+from da2s_fast.ops.cell.triton.tables import Round
 
 
 def cell_backward(  # noqa: PLR0917 - the schema's arguments
@@ -55,8 +63,9 @@ def cell_backward(  # noqa: PLR0917 - the schema's arguments
     mask: list[bool],
 ) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
     """Gradients of the inputs, p, g and, flat, the weights; empty where not asked for."""
-    key = tuple(plan), inputs[-1].shape[0], tuple([tuple(y.shape[1:]) for y in inputs]), save
-    layout = layout_of(*key)
+    settings = settings_of(inputs, plan, frozen, eps, save, False)
+    layout = layout_of(*settings.key)
+    settings = settings._replace(tf32=saved.numel() > layout.saved_size)
     *for_inputs, for_p, for_g, for_weights = mask
     for_g = for_g and g is not None
     weight_count = layout.weights[-1] * for_weights
@@ -71,7 +80,7 @@ def cell_backward(  # noqa: PLR0917 - the schema's arguments
     if layout.plan.idle:
         # Nobody writes the gradients of what does not run.
         weight_gradients.zero_()
-    tensors = {
+    tensors: dict[Hashable, Tensor] = {
         **by_name(inputs, p, g),
         "gradient": grad,
         "saved": saved,
@@ -87,22 +96,14 @@ def cell_backward(  # noqa: PLR0917 - the schema's arguments
     if not save:
         tensors["z"] = saved.new_empty((layout.z_size,))
         tensors["moments"] = saved.new_empty((0,), dtype=torch.float64)
-    tf32 = saved.numel() > layout.saved_size
     asked = (*for_inputs, for_p, for_g, for_weights)
-    schedule.start(_backward, tensors, key, tuple(frozen), eps, tf32, asked)
+    schedule.start(_backward, tensors, settings, asked)
     return found, grad_p, grad_g, flat
 
 
-def _backward(
-    slots: Mapping[Hashable, Slot],
-    key: tuple[Any, ...],
-    frozen: tuple[int, ...],
-    eps: float,
-    tf32: bool,
-    asked: tuple[bool, ...],
-) -> None:
+def _backward(slots: Mapping[Hashable, Slot], settings: Settings, asked: tuple[bool, ...]) -> None:
     """All launches."""
-    _Backward(call_of(slots, key, frozen, eps, tf32, backward=True), slots, asked).run()
+    _Backward(call_of(slots, settings, backward=True), slots, asked).run()
 
 
 class _Backward:
@@ -114,18 +115,17 @@ class _Backward:
         asked: one per input, then p, g, weights: what is asked for.
     """
 
-    def __init__(
-        self, call: Call, slots: Mapping[Hashable, Slot], asked: Sequence[bool]
-    ) -> None:
+    def __init__(self, call: Call, slots: Mapping[Hashable, Slot], asked: Sequence[bool]) -> None:
         self.call, self.slots = call, slots
         *self.for_inputs, self.for_p, self.for_g, self.for_weights = asked
         plan, layout = call.layout.plan, call.layout
         self.options = call.products(plan.mixed_channels)
         self.blocks = cdiv(plan.mixed_channels, self.options["BLOCK"])
         self.again = "z" in slots
-        self.gradients, self.sums = slots["gradients"], slots["sums"]
         self.weight_count = layout.weights[-1]
-        self.weight_gradients = slots["weight_gradients"]
+        self.collected = Collected(
+            slots["gradients"], slots["sums"], slots["weight_gradients"], self.for_weights
+        )
 
     def run(self) -> None:
         """All launches."""
@@ -143,31 +143,42 @@ class _Backward:
                 layers(call, following)
             self._sums(following.mixed)
         self._sums(call.tables.normalized, inputs=True)
-        self._leave()
-        self._finish(
-            self.slots["to_p"] if self.for_p else None,
-            self.slots["to_g"] if self.for_g else None,
-            self.slots["to_weights"] if self.for_weights and self.weight_count else None,
+        slots = self.slots
+        to = [slots["to", i] if wanted else None for i, wanted in enumerate(self.for_inputs)]
+        leave(call, self.collected, to)
+        finish(
+            call,
+            self.collected,
+            slots["to_p"] if self.for_p else None,
+            slots["to_g"] if self.for_g else None,
+            slots["to_weights"] if self.for_weights and self.weight_count else None,
         )
 
     def _launched(self, kernel: str, numbers: int | None = None) -> dict[str, Any]:
         """How a kernel is launched."""
         return launched_as(kernel, self.call.states.device, numbers)
 
-    def _area(self) -> dict[str, Any]:
-        """What all launches over chunks of images are told, by kernel parameter."""
+    def _chunks(self) -> dict[str, Any]:
+        """What all launches over chunks of images are told, by parameter."""
         call, layout = self.call, self.call.layout
         height, width = layout.after
         return {
             "z": call.z,
-            "gradients": self.gradients,
+            "gradients": self.collected.gradients,
             "statistics": call.statistics,
-            "sums": self.sums,
+            "sums": self.collected.sums,
             "pixels": layout.pixels(layout.plan.inputs),
             "height": height,
             "width": width,
             "channels": layout.plan.mixed_channels,
             "images": layout.images,
+        }
+
+    def _area(self) -> dict[str, Any]:
+        """What Triton's are told besides."""
+        layout = self.call.layout
+        return {
+            **self._chunks(),
             "SHUFFLED": layout.plan.partial_channels,
             "PIXELS": self.options["PIXELS"],
             "BLOCK": self.options["BLOCK"],
@@ -213,23 +224,30 @@ class _Backward:
             **self._area(),
         )
 
-    def _products(self) -> dict[str, Any]:
-        """What launches that go through products are told besides, by kernel parameter."""
-        call, plan = self.call, self.call.layout.plan
+    def _weights(self) -> dict[str, Any]:
+        """What launches that go through products are told, by parameter."""
+        call = self.call
         return {
-            **self._area(),
-            **self.options,
             "weights": call.weights,
-            "weight_gradients": self.weight_gradients,
             "weight_count": self.weight_count,
             "p_weights": call.p,
             "g_weights": call.g,
-            "operations": len(plan.operations),
+            "operations": len(call.layout.plan.operations),
+        }
+
+    def _products(self) -> dict[str, Any]:
+        """What Triton's launches that go through products are told, by kernel parameter."""
+        call, plan = self.call, self.call.layout.plan
+        return {
+            **self._area(),
+            **self._weights(),
+            **self.options,
+            "weight_gradients": self.collected.weight_gradients,
             "SEVERAL": self.blocks > 1,
             "WEIGHTS": self.for_weights,
             "EPS": call.eps,
             "CHUNKS": call.layout.image_chunks,
-            "TAPS": _power_of_two(
+            "TAPS": power_of_two(
                 [CONVS[name].kernel ** 2 for name in plan.operations if name in CONVS]
             ),
         }
@@ -246,8 +264,8 @@ class _Backward:
     def _reach_inner(self, step: Round) -> None:
         if not step.second.length:
             return
-        call = self.call
-        reason = compiled.reach_reason(call.layout, step.second_packs, call.p, call.g, call.z.dtype)
+        call, windows = self.call, step.second_packs.windows
+        reason = compiled.reach_reason(call.layout, windows, call.p, call.g, call.z)
         if reason is None:
             self._reach_inner_compiled(step)
             return
@@ -265,55 +283,43 @@ class _Backward:
             compiled.REACH_INNER,
             (self.call.layout.image_chunks, step.second.length),
             table=step.second.table,
-            **self._compiled(step.second_packs),
+            **self._compiled(step.second_packs.windows),
         )
 
-    def _compiled(self, packs: Packs) -> dict[str, Any]:
+    def _compiled(self, windows: Windows) -> dict[str, Any]:
         """What kernels of csrc/cuda are told, by the operators' parameters."""
-        call, layout = self.call, self.call.layout
-        height, width = layout.after
         return {
-            "z": call.z,
-            "gradients": self.gradients,
-            "weights": call.weights,
-            "weight_gradients": self.weight_gradients if self.for_weights else None,
-            "p_weights": call.p,
-            "g_weights": call.g,
-            "statistics": call.statistics,
-            "sums": self.sums,
-            "pixels": layout.pixels(layout.plan.inputs),
-            "weight_count": self.weight_count,
-            "eps": call.eps,
-            "height": height,
-            "width": width,
-            "images": layout.images,
-            "operations": len(layout.plan.operations),
-            **compiled.reach_arguments(layout, packs),
+            **self._chunks(),
+            **self._weights(),
+            "weight_gradients": self.collected.weight_gradients if self.for_weights else None,
+            "eps": self.call.eps,
+            **compiled.reach_arguments(self.call.layout, windows),
         }
 
     def _reach_states(self, step: Round) -> None:
         call, plan, layout = self.call, self.call.layout.plan, self.call.layout
         reaching = step.reaching
-        if step.compiled.layers.length:
-            packs = step.compiled.packs
-            if compiled.reach_reason(layout, packs, call.p, call.g, call.z.dtype) is None:
+        groups, separable = reaching.groups, reaching.separable
+        if separable:
+            windows = reaching.windows
+            if compiled.reach_reason(layout, windows, call.p, call.g, call.z) is None:
                 self._reach_states_compiled(step)
-                reaching = step.others
+                groups, separable = reaching.others, False
         in_height, in_width = layout.before
         taps = max((DENSE[name] ** 2 for name in plan.operations if name in DENSE), default=1)
-        parts = self._parts(taps) if reaching.separable or reaching.dense else self.blocks
+        parts = self._parts(taps) if separable or reaching.dense else self.blocks
         shares = 1
-        if not reaching.separable:
-            programs = layout.image_chunks * reaching.groups.length * self.blocks
+        if not separable:
+            programs = layout.image_chunks * groups.length * self.blocks
             tiles = cdiv(layout.pixels(plan.inputs), layout.image_chunks * self.options["PIXELS"])
-            shares = max(1, min(tiles, cdiv(4 * ENOUGH_PROGRAMS, programs)))
+            shares = max(1, min(tiles, cdiv(ENOUGH_SMALL_PROGRAMS, programs)))
         launch(
             reach.reach_states,
-            (layout.image_chunks * shares, reaching.groups.length, parts),
+            (layout.image_chunks * shares, groups.length, parts),
             **self._launched(
                 "reach_states, few channels" if call.few else "reach_states", self._numbers
             ),
-            table=reaching.groups.table,
+            table=groups.table,
             layers=reaching.layers.table,
             shares=shares,
             states=call.states,
@@ -321,7 +327,7 @@ class _Backward:
             in_height=in_height,
             in_width=in_width,
             node_states=layout.states[plan.inputs],
-            SEPARABLES=reaching.separable,
+            SEPARABLES=separable,
             HALVES=layout.halves,
             DENSES=reaching.dense,
             **self._products(),
@@ -329,108 +335,13 @@ class _Backward:
 
     def _reach_states_compiled(self, step: Round) -> None:
         """What `reach_states` computes for some of its rows, by the kernel of csrc/cuda."""
-        reaching = step.compiled
+        reaching = step.reaching
         launch(
             compiled.REACH_STATES,
-            (self.call.layout.image_chunks, reaching.groups.length),
-            table=reaching.groups.table,
+            (self.call.layout.image_chunks, reaching.compiled.length),
+            table=reaching.compiled.table,
             layers=reaching.layers.table,
             states=self.call.states,
             pitch=self.call.layout.plan.channels,
-            **self._compiled(reaching.packs),
+            **self._compiled(reaching.windows),
         )
-
-    def _leave(self) -> None:
-        """Gradients of the inputs, and of the preprocessing's weights."""
-        call, plan, layout = self.call, self.call.layout.plan, self.call.layout
-        options = call.products(plan.channels)
-        blocks = cdiv(plan.channels, options["BLOCK"])
-        in_blocks = cdiv(max(x.shape[1] for x in call.inputs), options["BLOCK"])
-        found = [
-            self.slots["to", place] if wanted else None
-            for place, wanted in enumerate(self.for_inputs)
-        ]
-        parts = [{"identity": 0, "conv": 1, "reduce": 2}[kind] for kind in plan.preprocess]
-        tasks = len(found) + sum(parts) * self.for_weights
-        sizes = [
-            cdiv(x.shape[0] * x.shape[2] * x.shape[3], options["PIXELS"])
-            * cdiv(x.shape[1], options["BLOCK"])
-            for x, wanted in zip(call.inputs, self.for_inputs, strict=True)
-            if wanted
-        ]
-        if tasks > len(found):
-            sizes.append(layout.image_chunks * in_blocks * blocks)
-        if not sizes:
-            return
-        height, width = layout.before
-        launch(
-            prepare_backward.leave,
-            (max(sizes), tasks),
-            **self._launched("leave"),
-            table=call.tables.parts.table,
-            inputs=tuple(call.inputs),
-            strides=call.strides,
-            sizes=call.sizes,
-            to=tuple(found),
-            to_strides=tuple(None if to is None else to.stride() for to in found),
-            cins=tuple(x.shape[1] for x in call.inputs),
-            firsts=tuple(sum(parts[:position]) for position in range(len(parts))),
-            parts=tuple(parts),
-            state_gradients=tuple(layout.gradients[: plan.inputs]),
-            weights=call.weights,
-            weight_gradients=self.weight_gradients,
-            states=call.states,
-            gradients=self.gradients,
-            statistics=call.statistics,
-            sums=self.sums,
-            batch=call.inputs[0].shape[0],
-            pixels=layout.pixels(0),
-            height=height,
-            width=width,
-            channels=plan.channels,
-            weight_count=self.weight_count,
-            images=layout.images,
-            in_blocks=in_blocks,
-            WEIGHTS=tasks > len(found),
-            EPS=call.eps,
-            CHUNKS=layout.image_chunks,
-            **options,
-        )
-
-    def _finish(
-        self, grad_p: Slot | None, grad_g: Slot | None, grad_weights: Slot | None
-    ) -> None:
-        call, plan = self.call, self.call.layout.plan
-        edges = 0 if grad_p is None and grad_g is None else len(plan.edges)
-        blocks = 0 if grad_weights is None else cdiv(self.weight_count, _ADDED)
-        if not edges + blocks:
-            return
-        launch(
-            finish.finish,
-            (edges + blocks,),
-            **self._launched("finish, several blocks" if self.blocks > 1 else "finish"),
-            table=call.tables.candidates.table,
-            rows=call.tables.candidates.length,
-            edges=edges,
-            p_weights=call.p,
-            g_weights=call.g,
-            operations=len(plan.operations),
-            statistics=call.statistics,
-            sums=self.sums,
-            weight_gradients=self.weight_gradients,
-            weight_count=self.weight_count,
-            to_p=grad_p,
-            to_g=grad_g,
-            to_weights=grad_weights,
-            channels=plan.mixed_channels,
-            EPS=call.eps,
-            CHUNKS=call.layout.image_chunks,
-            BLOCK=block_of(plan.mixed_channels),
-            ADDED=_ADDED,
-            OPERATIONS=_power_of_two([len(plan.operations)]),
-        )
-
-
-def _power_of_two(numbers: Sequence[int]) -> int:
-    """The least power of two that is no less than all numbers."""
-    return 1 << (max([1, *numbers]) - 1).bit_length()

@@ -16,7 +16,7 @@ from da2s_fast.kernels.schedule import Slot
 from da2s_fast.ops._backend import define_operator, has_kernel
 from da2s_fast.ops.cell.operations import DENSE
 from da2s_fast.ops.cell.triton.layout import Layout
-from da2s_fast.ops.cell.triton.tables import Packs
+from da2s_fast.ops.cell.triton.packs import Windows
 
 # grid: programs along its axes. shared: bytes of shared memory. The rest is csrc/cuda/cell's
 # `Convolve`.
@@ -85,73 +85,69 @@ def tile_of(
     return {**tile._asdict(), "shared": shared_of(tile)}
 
 
-def _input_of(tile: Tile, packs: Packs) -> int:
+def _input_of(tile: Tile, windows: Windows) -> int:
     """Pixels of a tile's input, with its halo."""
-    rows = ((1 << tile.log_height) - 1) * packs.stride + 1 + 2 * packs.halo
-    columns = ((1 << tile.log_width) - 1) * packs.stride + 1 + 2 * packs.halo | 1
+    rows = ((1 << tile.log_height) - 1) * windows.stride + 1 + 2 * windows.halo
+    columns = ((1 << tile.log_width) - 1) * windows.stride + 1 + 2 * windows.halo | 1
     return (rows << tile.log_images) * columns
 
 
-def convolve_arguments(layout: Layout, packs: Packs, second: bool) -> dict[str, Any]:
+def convolve_arguments(layout: Layout, windows: Windows, second: bool) -> dict[str, Any]:
     """What a launch of `CONVOLVE` needs to know of a cell, by the operator's parameters."""
     c = layout.plan.mixed_channels
 
     def shared(tile: Tile) -> int:  # `Room` of csrc/cuda/cell/convolve.cuh
         doubles = _MOST_ROWS * (2 * c + _COLUMNS)
-        weights = 2 * (c + packs.taps) * c
+        weights = 2 * (c + windows.taps) * c
         small = c * (2 + _MOST_ROWS + 2 * _WARPS)
-        return 8 * doubles + 4 * (small + _TILE + weights + _input_of(tile, packs) * c)
+        return 8 * doubles + 4 * (small + _TILE + weights + _input_of(tile, windows) * c)
 
     tile = tile_of(c, *layout.after, shared)
-    return {"halo": packs.halo, "taps": packs.taps, **tile, "channels": c, "second": second}
+    return {"halo": windows.halo, "taps": windows.taps, **tile, "channels": c, "second": second}
 
 
-def reach_arguments(layout: Layout, packs: Packs) -> dict[str, Any]:
+def reach_arguments(layout: Layout, windows: Windows) -> dict[str, Any]:
     """As `convolve_arguments`, for `REACH_INNER` and `REACH_STATES`."""
     c = layout.plan.mixed_channels
 
     def shared(tile: Tile) -> int:  # `ReachRoom` of csrc/cuda/cell/reach.cuh
-        weights = (c + packs.taps) * c
+        weights = (c + windows.taps) * c
         small = c * (4 + 2 + 2 * _WARPS)
-        singles = small + weights + 3 * _TILE + _input_of(tile, packs) * c
+        singles = small + weights + 3 * _TILE + _input_of(tile, windows) * c
         return 8 * (2 * c + _COLUMNS) + 4 * singles
 
     tile = tile_of(c, *layout.after, shared)
-    return {"halo": packs.halo, "taps": packs.taps, **tile, "channels": c}
+    return {"halo": windows.halo, "taps": windows.taps, **tile, "channels": c}
 
 
-def convolve_reason(
-    layout: Layout, packs: Packs, second: bool, dtype: torch.dtype, device: torch.device
-) -> str | None:
+def convolve_reason(layout: Layout, windows: Windows, second: bool, z: Slot) -> str | None:
     """Say why `CONVOLVE` cannot take the layers of a node; None where it can."""
-    if reason := _reason(layout, dtype, device):
+    if reason := _reason(layout, z):
         return reason
     channels = layout.plan.mixed_channels
     if not second and any(name in DENSE for name in layout.plan.operations):
         return "dense convolutions are among the candidates"
     if not second and layout.halves and channels % 8:
         return f"FactorizedReduce has {channels} channels, no multiple of 8"
-    return _shared_reason(convolve_arguments(layout, packs, second), device)
+    return _shared_reason(convolve_arguments(layout, windows, second), z.device)
 
 
-def reach_reason(
-    layout: Layout, packs: Packs, p: Slot, g: Slot | None, dtype: torch.dtype
-) -> str | None:
+def reach_reason(layout: Layout, windows: Windows, p: Slot, g: Slot | None, z: Slot) -> str | None:
     """Say why `REACH_INNER` or `REACH_STATES` cannot take layers of a node; None where it can."""
-    if reason := _reason(layout, dtype, p.device):
+    if reason := _reason(layout, z):
         return reason
     for name, weights in (("p", p), ("g", g)):
         if weights is not None and weights.dtype != torch.float32:
             return f"{name} is {weights.dtype}"
-    return _shared_reason(reach_arguments(layout, packs), p.device)
+    return _shared_reason(reach_arguments(layout, windows), z.device)
 
 
-def _reason(layout: Layout, dtype: torch.dtype, device: torch.device) -> str | None:
+def _reason(layout: Layout, z: Slot) -> str | None:
     channels, width = layout.plan.mixed_channels, layout.after[1]
-    if reason := _library_reason(device):
+    if reason := _library_reason(z.device):
         return reason
-    if dtype != torch.float32:
-        return f"arithmetic is in {dtype}"
+    if z.dtype != torch.float32:
+        return f"arithmetic is in {z.dtype}"
     if channels not in _CHANNELS:
         return f"candidates see {channels} channels, which are not among {_CHANNELS}"
     if (width - 1).bit_length() > (_TILE // channels).bit_length() - 1:

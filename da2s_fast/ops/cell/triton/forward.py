@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,7 +34,37 @@ from da2s_fast.ops.cell.triton.layout import (
     block_of,
     layout_of,
 )
-from da2s_fast.ops.cell.triton.tables import Packs, Round, Rows, Tables, tables_of
+from da2s_fast.ops.cell.triton.packs import Packs, Rows
+from da2s_fast.ops.cell.triton.tables import Round, Tables, tables_of
+
+
+class Settings(NamedTuple):
+    """What decides about launches besides the tensors' types, shapes and strides.
+
+    Attributes:
+        key: of `layout_of`.
+        frozen: norms whose statistics are given.
+        eps: of the norms.
+        tf32: float32 may be rounded to TF32 in products; both passes do the same.
+    """
+
+    key: tuple[tuple[int, ...], int, tuple[tuple[int, ...], ...], bool]
+    frozen: tuple[int, ...]
+    eps: float
+    tf32: bool
+
+
+def settings_of(  # noqa: PLR0917 - the schema's arguments
+    inputs: Sequence[Tensor],
+    plan: Sequence[int],
+    frozen: Sequence[int],
+    eps: float,
+    save: bool,
+    tf32: bool,
+) -> Settings:
+    """From the arguments of either operator."""
+    sizes = tuple([tuple(x.shape[1:]) for x in inputs])
+    return Settings((tuple(plan), inputs[-1].shape[0], sizes, save), tuple(frozen), eps, tf32)
 
 
 @dataclass
@@ -54,7 +84,7 @@ class Call:
         statistics: flat.
         eps: of the norms.
         known: all statistics are known.
-        tf32: float32 may be rounded to TF32 in products; both passes do the same.
+        tf32: see `Settings`.
     """
 
     layout: Layout
@@ -133,22 +163,21 @@ def cell(  # noqa: PLR0917 - the schema's arguments
     """The output, the statistics, and what `cell_backward` needs: weights, states and z."""
     x = inputs[-1]
     dtype = accumulation_dtype(x.dtype)
-    key = tuple(plan), x.shape[0], tuple([tuple(y.shape[1:]) for y in inputs]), save
-    layout = layout_of(*key)
+    settings = settings_of(inputs, plan, frozen, eps, save, rounds_to_tf32())
+    layout = layout_of(*settings.key)
     cell_plan = layout.plan
     if frozen:
         statistics = torch.cat([value.to(dtype) for value in running])
     else:
         statistics = x.new_empty((layout.norms[-1],), dtype=dtype)
-    tf32 = rounds_to_tf32()
-    saved = x.new_empty((layout.saved_size + TF32_MARK * tf32,), dtype=dtype)
+    saved = x.new_empty((layout.saved_size + TF32_MARK * settings.tf32,), dtype=dtype)
     if weights:
         torch.cat([w.reshape(-1) for w in weights], out=saved[: layout.weights[-1]])
     height, width = layout.after
     output = x.new_empty(
         (x.shape[0], cell_plan.outputs * cell_plan.channels, height, width)
     ).contiguous(memory_format=memory_format(inputs[0]))
-    tensors = {
+    tensors: dict[Hashable, Tensor] = {
         **by_name(inputs, p, g),
         "saved": saved,
         "statistics": statistics,
@@ -157,7 +186,7 @@ def cell(  # noqa: PLR0917 - the schema's arguments
     }
     if not save:
         tensors["z"] = x.new_empty((layout.z_size,), dtype=dtype)
-    schedule.start(_forward, tensors, key, tuple(frozen), eps, tf32)
+    schedule.start(_forward, tensors, settings)
     return output, statistics, saved
 
 
@@ -166,52 +195,29 @@ def by_name(inputs: Sequence[Tensor], p: Tensor, g: Tensor | None) -> dict[Hasha
     return {**dict(enumerate(inputs)), "p": p, **({} if g is None else {"g": g})}
 
 
-def call_of(  # noqa: PLR0917 - a key of the schedules
-    slots: Mapping[Hashable, Slot],
-    key: tuple[Any, ...],
-    frozen: tuple[int, ...],
-    eps: float,
-    tf32: bool,
-    backward: bool,
-) -> Call:
-    """What both passes work on, from the slots of their tensors.
-
-    Args:
-        slots: by name; "z" where they are computed again.
-        key: of `layout_of`.
-        frozen: norms whose statistics are given.
-        eps: of the norms.
-        tf32: see `Call`.
-        backward: which of both.
-    """
-    layout, saved = layout_of(*key), slots["saved"]
-    z = slots.get("z") or saved.narrow(0, layout.z_start, layout.z_size)
+def call_of(slots: Mapping[Hashable, Slot], settings: Settings, *, backward: bool) -> Call:
+    """What a pass works on, from the slots of its tensors; z has its own if it is not saved."""
+    layout, saved = layout_of(*settings.key), slots["saved"]
     return Call(
         layout,
-        tables_of(*key, frozen, backward, saved.device),
+        tables_of(*settings.key, settings.frozen, backward, saved.device),
         [slots[place] for place in range(layout.plan.inputs)],
         slots["p"],
         slots.get("g"),
         saved,
         saved.narrow(0, layout.states_start, layout.states_size),
-        z,
+        slots.get("z") or saved.narrow(0, layout.z_start, layout.z_size),
         slots.get("moments"),
         slots["statistics"],
-        eps,
+        settings.eps,
         known=backward,
-        tf32=tf32,
+        tf32=settings.tf32,
     )
 
 
-def _forward(
-    slots: Mapping[Hashable, Slot],
-    key: tuple[Any, ...],
-    frozen: tuple[int, ...],
-    eps: float,
-    tf32: bool,
-) -> None:
+def _forward(slots: Mapping[Hashable, Slot], settings: Settings) -> None:
     """All launches."""
-    call = call_of(slots, key, frozen, eps, tf32, backward=False)
+    call = call_of(slots, settings, backward=False)
     _prepare(call)
     for step in call.tables.rounds:
         layers(call, step)
@@ -259,65 +265,57 @@ def _prepare(call: Call) -> None:
 
 def layers(call: Call, step: Round) -> None:
     """First and second layers of the edges that enter a node, and pools."""
+    if step.first.length:
+        _convolve(call, step.node, step.first, step.first_packs, second=False)
+    if step.second.length:
+        _convolve(call, step.node, step.second, step.second_packs, second=True)
+
+
+def _convolve(call: Call, node: int, own: Rows, packs: Packs, second: bool) -> None:
     layout, plan = call.layout, call.layout.plan
-    options = call.products(plan.mixed_channels)
-    for second, own in enumerate((step.first, step.second)):
-        if not own.length:
-            continue
-        packs = step.second_packs if second else step.first_packs
-        reason = compiled.convolve_reason(layout, packs, bool(second), call.z.dtype, call.z.device)
-        if reason is None:
-            _convolve_compiled(call, step, own, packs, bool(second))
-            continue
+    tensors: dict[str, Any] = {
+        "table": own.table,
+        "source": call.z if second else call.states,
+        "z": call.z,
+        "weights": call.weights,
+        "moments": call.moments,
+        "statistics": call.statistics,
+        "pitch": plan.mixed_channels if second else plan.channels,
+    }
+    area = call.area(node)
+    if compiled.convolve_reason(layout, packs.windows, second, call.z) is None:
+        tiles = area.pop("tiles_per_chunk")
         launch(
-            convolve.convolve,
-            (layout.chunks, own.length, cdiv(plan.mixed_channels, options["BLOCK"])),
-            **launched_as(
-                "convolve, second layers of few channels" if call.few and second else "convolve",
-                call.states.device,
-                options["PIXELS"] * options["BLOCK"],
-            ),
-            table=own.table,
-            source=call.z if second else call.states,
-            z=call.z,
-            weights=call.weights,
-            moments=call.moments,
-            statistics=call.statistics,
-            channels=plan.mixed_channels,
-            pitch=plan.mixed_channels if second else plan.channels,
-            HALVES=layout.halves,
-            DENSES=layout.denses and not second,
-            SECOND=bool(second),
-            KNOWN=call.known,
-            EPS=call.eps,
-            CHUNKS=layout.chunks,
-            **call.area(step.node),
-            **options,
+            compiled.CONVOLVE,
+            (layout.chunks, packs.rows.length),
+            packs=packs.rows.table,
+            chunk_pixels=tiles * layout.tile,
+            eps=call.eps,
+            known=call.known,
+            **tensors,
+            **area,
+            **compiled.convolve_arguments(layout, packs.windows, second),
         )
-
-
-def _convolve_compiled(call: Call, step: Round, own: Rows, packs: Packs, second: bool) -> None:
-    """What `convolve` computes, by the kernel of csrc/cuda."""
-    layout, plan = call.layout, call.layout.plan
-    area = call.area(step.node)
+        return
+    options = call.products(plan.mixed_channels)
     launch(
-        compiled.CONVOLVE,
-        (layout.chunks, packs.rows.length),
-        table=own.table,
-        packs=packs.rows.table,
-        source=call.z if second else call.states,
-        z=call.z,
-        weights=call.weights,
-        moments=call.moments,
-        statistics=call.statistics,
-        pixels=area["pixels"],
-        chunk_pixels=area["tiles_per_chunk"] * layout.tile,
-        eps=call.eps,
-        height=area["height"],
-        width=area["width"],
-        pitch=plan.mixed_channels if second else plan.channels,
-        known=call.known,
-        **compiled.convolve_arguments(layout, packs, second),
+        convolve.convolve,
+        (layout.chunks, own.length, cdiv(plan.mixed_channels, options["BLOCK"])),
+        **launched_as(
+            "convolve, second layers of few channels" if call.few and second else "convolve",
+            call.states.device,
+            options["PIXELS"] * options["BLOCK"],
+        ),
+        channels=plan.mixed_channels,
+        HALVES=layout.halves,
+        DENSES=layout.denses and not second,
+        SECOND=second,
+        KNOWN=call.known,
+        EPS=call.eps,
+        CHUNKS=layout.chunks,
+        **tensors,
+        **area,
+        **options,
     )
 
 

@@ -30,7 +30,9 @@ IMAGE_CHUNK_PIXELS = 128
 everybody who needs a sum adds up all chunks."""
 
 ENOUGH_PROGRAMS = 256
-"""As many as large GPUs run at once, two on each multiprocessor."""
+"""As many as large GPUs run at once of programs that take half of a multiprocessor."""
+ENOUGH_SMALL_PROGRAMS = 1024
+"""Likewise of those that take an eighth."""
 
 _ALIGNMENT = 32  # numbers: whole sectors of every type
 TF32_MARK = _ALIGNMENT

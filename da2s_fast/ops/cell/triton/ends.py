@@ -1,0 +1,133 @@
+"""The last launches of `cell_backward`: gradients of the inputs, then sums over the chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from da2s_fast.kernels.cell import finish as kernels
+from da2s_fast.kernels.cell import prepare_backward
+from da2s_fast.kernels.launch import launch
+from da2s_fast.kernels.schedule import Slot
+from da2s_fast.ops._triton import launched_as
+from da2s_fast.ops.cell.triton.forward import Call, cdiv
+from da2s_fast.ops.cell.triton.layout import block_of
+
+_ADDED = 256  # numbers that a program adds up over the chunks
+
+
+class Collected(NamedTuple):
+    """What a backward pass collects; slots stand for the tensors.
+
+    Attributes:
+        gradients: of the states, and rooms for others; flat.
+        sums: of gradients, partial; flat, float64.
+        weight_gradients: (chunks, weights), flat; empty where nobody wants them.
+        for_weights: whether somebody does.
+    """
+
+    gradients: Slot
+    sums: Slot
+    weight_gradients: Slot
+    for_weights: bool
+
+
+def leave(call: Call, collected: Collected, found: Sequence[Slot | None]) -> None:
+    """Gradients of the inputs, where a place is given, and of the preprocessing's weights."""
+    layout, plan = call.layout, call.layout.plan
+    options = call.products(plan.channels)
+    blocks = cdiv(plan.channels, options["BLOCK"])
+    in_blocks = cdiv(max(x.shape[1] for x in call.inputs), options["BLOCK"])
+    parts = [{"identity": 0, "conv": 1, "reduce": 2}[kind] for kind in plan.preprocess]
+    tasks = len(found) + sum(parts) * collected.for_weights
+    sizes = [
+        cdiv(x.shape[0] * x.shape[2] * x.shape[3], options["PIXELS"])
+        * cdiv(x.shape[1], options["BLOCK"])
+        for x, to in zip(call.inputs, found, strict=True)
+        if to is not None
+    ]
+    if tasks > len(found):
+        sizes.append(layout.image_chunks * in_blocks * blocks)
+    if not sizes:
+        return
+    height, width = layout.before
+    launch(
+        prepare_backward.leave,
+        (max(sizes), tasks),
+        **launched_as("leave", call.states.device),
+        table=call.tables.parts.table,
+        inputs=tuple(call.inputs),
+        strides=call.strides,
+        sizes=call.sizes,
+        to=tuple(found),
+        to_strides=tuple(None if to is None else to.stride() for to in found),
+        cins=tuple(x.shape[1] for x in call.inputs),
+        firsts=tuple(sum(parts[:position]) for position in range(len(parts))),
+        parts=tuple(parts),
+        state_gradients=tuple(layout.gradients[: plan.inputs]),
+        weights=call.weights,
+        weight_gradients=collected.weight_gradients,
+        states=call.states,
+        gradients=collected.gradients,
+        statistics=call.statistics,
+        sums=collected.sums,
+        batch=call.inputs[0].shape[0],
+        pixels=layout.pixels(0),
+        height=height,
+        width=width,
+        channels=plan.channels,
+        weight_count=layout.weights[-1],
+        images=layout.images,
+        in_blocks=in_blocks,
+        WEIGHTS=tasks > len(found),
+        EPS=call.eps,
+        CHUNKS=layout.image_chunks,
+        **options,
+    )
+
+
+def finish(
+    call: Call,
+    collected: Collected,
+    grad_p: Slot | None,
+    grad_g: Slot | None,
+    grad_weights: Slot | None,
+) -> None:
+    """Add up the chunks: gradients of p, g and the weights, flat."""
+    layout, plan = call.layout, call.layout.plan
+    block = block_of(plan.mixed_channels)
+    weight_count = layout.weights[-1]
+    edges = 0 if grad_p is None and grad_g is None else len(plan.edges)
+    blocks = 0 if grad_weights is None else cdiv(weight_count, _ADDED)
+    if not edges + blocks:
+        return
+    several = cdiv(plan.mixed_channels, call.products(plan.mixed_channels)["BLOCK"]) > 1
+    launch(
+        kernels.finish,
+        (edges + blocks,),
+        **launched_as("finish, several blocks" if several else "finish", call.states.device),
+        table=call.tables.candidates.table,
+        rows=call.tables.candidates.length,
+        edges=edges,
+        p_weights=call.p,
+        g_weights=call.g,
+        operations=len(plan.operations),
+        statistics=call.statistics,
+        sums=collected.sums,
+        weight_gradients=collected.weight_gradients,
+        weight_count=weight_count,
+        to_p=grad_p,
+        to_g=grad_g,
+        to_weights=grad_weights,
+        channels=plan.mixed_channels,
+        EPS=call.eps,
+        CHUNKS=layout.image_chunks,
+        BLOCK=block,
+        ADDED=_ADDED,
+        OPERATIONS=power_of_two([len(plan.operations)]),
+    )
+
+
+def power_of_two(numbers: Sequence[int]) -> int:
+    """The least power of two that is no less than all numbers."""
+    return 1 << (max([1, *numbers]) - 1).bit_length()

@@ -1,0 +1,79 @@
+"""The rows that hand gradients to the states before a node."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from da2s_fast.kernels.cell import rows
+from da2s_fast.kernels.cell.rows import Group, Layer
+from da2s_fast.ops.cell.plan import EdgePlan
+from da2s_fast.ops.cell.triton.cell_rows import CellRows
+from da2s_fast.ops.cell.triton.packs import POOL_KINDS, Rows, Windows, windows_of
+
+_WITHOUT_LAYERS = (*POOL_KINDS, rows.SKIP.value, rows.NOTHING.value, rows.BYPASS.value)
+
+
+class Reaching(NamedTuple):
+    """What reaches the states before a node: for every state a group of rows.
+
+    Attributes:
+        layers: the rows of all groups, of a group those first that csrc/cuda has a kernel for.
+        groups: of all rows.
+        compiled: of those that csrc/cuda has a kernel for, separable convolutions.
+        others: of all but those.
+        windows: of those in `compiled`.
+        separable: whether there are any of those.
+        dense: whether dense convolutions are among the others.
+    """
+
+    layers: Rows
+    groups: Rows
+    compiled: Rows
+    others: Rows
+    windows: Windows
+    separable: bool
+    dense: bool
+
+
+class ReachingRows(NamedTuple):
+    """The same before it is uploaded."""
+
+    layers: list[Layer]
+    groups: list[Group]
+    compiled: list[Group]
+    others: list[Group]
+
+    def uploaded(self, layers: Rows, groups: Rows, compiled: Rows, others: Rows) -> Reaching:
+        """With these lists on the device."""
+        kinds = {row.kind for row in self.layers}
+        windows = windows_of([row for row in self.layers if _is_separable(row)])
+        separable, dense = rows.SEPARABLE.value in kinds, rows.DENSE.value in kinds
+        return Reaching(layers, groups, compiled, others, windows, separable, dense)
+
+
+def reaching_of(
+    cell: CellRows, node: int, edges: Sequence[EdgePlan], mixed: Sequence[Layer]
+) -> ReachingRows:
+    """What the edges that enter a node hand the states before it; mixed are its candidates."""
+    found = ReachingRows([], [], [], [])
+    for state in range(node):
+        own = [edge for edge in edges if edge.source == state]
+        layers = [row for edge in own for row in cell.first(edge)]
+        layers += [
+            row
+            for edge in own
+            for row in mixed
+            if row.edge == edge.row and row.kind in _WITHOUT_LAYERS
+        ]
+        layers.sort(key=lambda row: not _is_separable(row))
+        start, separable = len(found.layers), sum(map(_is_separable, layers))
+        found.layers.extend(layers)
+        found.groups.append(cell.group(state, start, len(layers)))
+        found.compiled.append(cell.group(state, start, separable))
+        found.others.append(cell.group(state, start + separable, len(layers) - separable))
+    return found
+
+
+def _is_separable(row: Layer) -> bool:
+    return row.kind == rows.SEPARABLE.value

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Mapping
 from functools import lru_cache
 
 import torch
 import triton.language as tl
 from torch import Tensor
 
+from da2s_fast.kernels import schedule
 from da2s_fast.kernels.cell import running as kernels
 from da2s_fast.kernels.launch import launch
+from da2s_fast.kernels.schedule import Slot
 from da2s_fast.ops._triton import launched_as
 from da2s_fast.ops.cell.plan import decode
 from da2s_fast.ops.cell.triton.backward import cell_backward
@@ -48,22 +51,34 @@ def cell_update_running(  # noqa: PLR0917 - the schema's arguments
             buffers = [running[2 * slot + half] for half in (0, 1) for slot in own]
             # What has gaps is copied there and back.
             flat = [buffer.contiguous() for buffer in buffers]
-            launch(
-                kernels.update_running,
-                (len(own),),
-                **launched_as("update_running", statistics.device),
-                table=_table(tuple(plan), own, tuple(counts), statistics.device),
-                statistics=statistics,
-                means=tuple(flat[: len(own)]),
-                variances=tuple(flat[len(own) :]),
-                tracked=tuple(tracked[slot] for slot in own) if tracked else (),
-                MOMENTUM=None if momentum < 0 else momentum,
-                WIDE=tl.float64 if double else tl.float32,
-                BLOCK=_BLOCK,
-            )
+            tensors: dict[Hashable, Tensor] = {
+                **dict(enumerate(flat)),
+                "table": _table(tuple(plan), own, tuple(counts), statistics.device),
+                "statistics": statistics,
+                **{("tracked", slot): tracked[slot] for slot in own if tracked},
+            }
+            schedule.start(_update_running, tensors, len(own), momentum, double)
             for to, value in zip(buffers, flat, strict=True):
                 if to is not value:
                     to.copy_(value)
+
+
+def _update_running(
+    slots: Mapping[Hashable, Slot], norms: int, momentum: float, double: bool
+) -> None:
+    launch(
+        kernels.update_running,
+        (norms,),
+        **launched_as("update_running", slots["statistics"].device),
+        table=slots["table"],
+        statistics=slots["statistics"],
+        means=tuple(slots[place] for place in range(norms)),
+        variances=tuple(slots[norms + place] for place in range(norms)),
+        tracked=tuple(slot for name, slot in slots.items() if isinstance(name, tuple)),
+        MOMENTUM=None if momentum < 0 else momentum,
+        WIDE=tl.float64 if double else tl.float32,
+        BLOCK=_BLOCK,
+    )
 
 
 @lru_cache(maxsize=256)

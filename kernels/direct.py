@@ -52,17 +52,16 @@ def operator(launch: Launch, tensors: Mapping[Any, int]) -> Started:
         launch: with slots among its arguments.
         tensors: which of the given tensors each slot is.
     """
-    run = launch.kernel.operator.default
-    order = [argument.name for argument in run._schema.arguments]
-    arguments = {order[0]: list(launch.grid), **launch.arguments}
-    template = [arguments[name] for name in order]
+    run, grid = launch.kernel.operator.default, list(launch.grid)
+    # The grid is the first argument of each.
+    template = [launch.arguments[argument.name] for argument in run._schema.arguments[1:]]
     moving = [(place, tensors[value]) for place, value in enumerate(template) if value in tensors]
 
     def started(addresses: Sequence[int], given: Sequence[Any], stream: int) -> None:
         filled = template.copy()
         for place, tensor in moving:
             filled[place] = given[tensor]
-        run(*filled)
+        run(grid, *filled)
 
     return started
 

@@ -22,6 +22,7 @@ import pytest
 import torch
 
 import da2s_fast.ops  # noqa: F401 - registers the drivers
+from da2s_fast.kernels import schedule
 from da2s_fast.kernels.launch import launched_by
 from da2s_fast.ops import _triton
 from tests.ops.conftest import poisoned_memory  # noqa: F401 - used by all tests here
@@ -46,7 +47,10 @@ def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
     if place == "gpu":
         if not torch.cuda.is_available():
             pytest.skip("torch sees no GPU")
+        # Tests change what launches depend on.
+        schedule.forget()
         yield torch.device("cuda", 0)
+        schedule.forget()
         return
     with ExitStack() as stack:
         stack.enter_context(drivers_take_cpu_tensors())

@@ -9,6 +9,7 @@ each launch, and what it does not start as expected it goes on starting.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
 from threading import get_ident
 from typing import Any
 
@@ -82,30 +83,37 @@ def kernel(
         return None
     run, (x, y, z) = compiled.run, _axes(launch)
     template = [_addressed(launch.arguments[name]) for name in names]
-    moving, nested = [], []
-    for place, value in enumerate(template):
-        if isinstance(value, tuple):
-            nested.append((place, value))
-        elif value in addresses:
-            moving.append((place, addresses[value]))
+    fills = [(place, _filling(value, addresses)) for place, value in enumerate(template)]
+    moving = [(place, fill) for place, fill in fills if fill is not None]
 
     def started(given: Sequence[int], tensors: Sequence[Any], stream: int) -> None:
         arguments = template.copy()
-        for place, address in moving:
-            arguments[place] = given[address]
-        for place, value in nested:
-            arguments[place] = filled(value, given)
+        for place, fill in moving:
+            arguments[place] = fill(given)
         # Nobody is told of the launch. The kernel is unloaded when `compiled` goes.
         told = None, None, None
         run(x, y, z, stream, compiled.function, compiled.packed_metadata, *told, *arguments)
 
-    def filled(value: Any, given: Sequence[int]) -> Any:
-        if isinstance(value, tuple):
-            return tuple([filled(item, given) for item in value])
-        address = addresses.get(value)
-        return value if address is None else given[address]
-
     return started
+
+
+def _filling(value: Any, addresses: Mapping[Any, int]) -> Callable[[Sequence[int]], Any] | None:
+    """What puts given addresses into slots; None where there are none."""
+    if not isinstance(value, tuple):
+        return itemgetter(addresses[value]) if value in addresses else None
+    if len(value) > 1 and all(item in addresses for item in value):
+        return itemgetter(*(addresses[item] for item in value))
+    template = list(value)
+    fills = [(place, _filling(item, addresses)) for place, item in enumerate(template)]
+    moving = [(place, fill) for place, fill in fills if fill is not None]
+
+    def filled(given: Sequence[int]) -> tuple[Any, ...]:
+        found = template.copy()
+        for place, fill in moving:
+            found[place] = fill(given)
+        return tuple(found)
+
+    return filled if moving else None
 
 
 def _axes(launch: Launch) -> tuple[int, ...]:

@@ -24,22 +24,25 @@ class Slot:
         name: of the tensor among those given to `Schedule.start`.
         dtype: of its numbers.
         device: where it will be.
-        shape: of the part.
+        shape: of the part; nothing is known of tensors of a list.
         strides: in numbers.
         offset: numbers before the part.
+        whole: that it is no part.
     """
 
     name: Hashable
     dtype: Any
     device: Any
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
+    shape: tuple[int, ...] = ()
+    strides: tuple[int, ...] = ()
     offset: int = 0
+    whole: bool = True
 
     def narrow(self, dim: int, start: int, length: int) -> Slot:
         """As `Tensor.narrow`."""
         shape = (*self.shape[:dim], length, *self.shape[dim + 1 :])
-        return replace(self, shape=shape, offset=self.offset + start * self.strides[dim])
+        offset = self.offset + start * self.strides[dim]
+        return replace(self, shape=shape, offset=offset, whole=False)
 
     def stride(self) -> tuple[int, ...]:
         """As `Tensor.stride`."""
@@ -48,7 +51,7 @@ class Slot:
     def filled(self, tensors: Mapping[Hashable, Any]) -> Any:
         """The tensor, or its part."""
         tensor = tensors[self.name]
-        if self.offset == 0 and self.shape == tensor.shape:
+        if self.whole:
             return tensor
         start = tensor.storage_offset() + self.offset
         return tensor.as_strided(self.shape, self.strides, start)
@@ -96,8 +99,7 @@ class Schedule:
             for launch in self._launches:
                 start(_full(launch, tensors))
             return
-        found = {name: tensor.data_ptr() for name, tensor in tensors.items()}
-        addresses = [found[name] + offset for name, offset in self._places]
+        addresses = [tensors[name].data_ptr() + offset for name, offset in self._places]
         # All else that Triton compiles for is the same at every start.
         alignment = tuple([address % direct.ALIGNMENT == 0 for address in addresses])
         prepared = self._prepared.get(alignment)
@@ -148,12 +150,25 @@ def start(build: Callable[..., None], tensors: Mapping[Hashable, Any], *key: Has
     Args:
         build: launches by `kernels.launch.launch`, depending on its arguments alone.
         tensors: all that are there when the launches are started, by name: their addresses are
-            unknown to `build`, which finds a slot under each name.
+            unknown to `build`, which finds a slot under each name. Or lists of tensors, of one type
+            on one device, of whose shapes and strides nothing is known either: tuples of slots.
         key: whatever else `build` has to know.
+
+    Raises:
+        ValueError: for a list of tensors of several types or devices.
     """
-    kinds = tuple([(name, t.dtype, t.device, t.shape, t.stride()) for name, t in tensors.items()])
+    kinds = []
+    flat: dict[Hashable, Any] = {}
+    for name, value in tensors.items():
+        if isinstance(value, list):
+            (kind,) = {(tensor.dtype, tensor.device) for tensor in value} or {()}
+            kinds.append((name, len(value), *kind))
+            flat.update(((name, place), tensor) for place, tensor in enumerate(value))
+        else:
+            kinds.append((name, None, value.dtype, value.device, value.shape, value.stride()))
+            flat[name] = value
     make = _kept if starter() is on_device and direct.COMPILED else _made
-    make(build, kinds, key).start(tensors)
+    make(build, tuple(kinds), key).start(flat)
 
 
 def _made(
@@ -161,8 +176,14 @@ def _made(
 ) -> Schedule:
     launches: list[Launch] = []
     with launched_by(launches.append):
-        build({name: Slot(name, *kind) for name, *kind in kinds}, *key)
+        build({name: _slots_of(name, *kind) for name, *kind in kinds}, *key)
     return Schedule(launches)
+
+
+def _slots_of(name: Hashable, count: int | None, *kind: Any) -> Slot | tuple[Slot, ...]:
+    if count is None:
+        return Slot(name, *kind)
+    return tuple([Slot((name, place), *kind) for place in range(count)])
 
 
 _kept = lru_cache(maxsize=256)(_made)

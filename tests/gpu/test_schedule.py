@@ -229,3 +229,8 @@ def test_operators_are_given_tensors():
     assert grid == [3, 2]
     assert given is x
     assert size == 5
+
+
+def test_a_list_has_one_type(driver):
+    with pytest.raises(ValueError, match="values"):
+        schedule.start(build, {"x": [torch.zeros(1), torch.zeros(1).double()]})

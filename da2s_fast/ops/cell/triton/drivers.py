@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
+from typing import Any
 
 import torch
 import triton.language as tl
@@ -12,7 +13,6 @@ from torch import Tensor
 from da2s_fast.kernels import schedule
 from da2s_fast.kernels.cell import running as kernels
 from da2s_fast.kernels.launch import launch
-from da2s_fast.kernels.schedule import Slot
 from da2s_fast.ops._triton import launched_as
 from da2s_fast.ops.cell.plan import decode
 from da2s_fast.ops.cell.triton.backward import cell_backward
@@ -40,10 +40,10 @@ def cell_update_running(  # noqa: PLR0917 - the schema's arguments
     A launch more for every further type of buffers, and for every _MOST_NORMS norms.
     """
     slots = _moving(tuple(plan), tuple(frozen))
-    kinds: dict[tuple[torch.dtype, torch.dtype], list[int]] = {}
+    kinds: dict[tuple[torch.dtype, ...], list[int]] = {}
     for slot in slots:
-        mean, variance = running[2 * slot : 2 * slot + 2]
-        kinds.setdefault((mean.dtype, variance.dtype), []).append(slot)
+        buffers = [*running[2 * slot : 2 * slot + 2], *(tracked[slot : slot + 1])]
+        kinds.setdefault(tuple([buffer.dtype for buffer in buffers]), []).append(slot)
     for types, all_own in kinds.items():
         double = torch.float64 in (*types, statistics.dtype)
         for start in range(0, len(all_own), _MOST_NORMS):
@@ -51,30 +51,25 @@ def cell_update_running(  # noqa: PLR0917 - the schema's arguments
             buffers = [running[2 * slot + half] for half in (0, 1) for slot in own]
             # What has gaps is copied there and back.
             flat = [buffer.contiguous() for buffer in buffers]
-            tensors: dict[Hashable, Tensor] = {
-                **dict(enumerate(flat)),
+            tensors = {
                 "table": _table(tuple(plan), own, tuple(counts), statistics.device),
                 "statistics": statistics,
-                **{("tracked", slot): tracked[slot] for slot in own if tracked},
+                "means": flat[: len(own)],
+                "variances": flat[len(own) :],
+                "tracked": [tracked[slot] for slot in own] if tracked else [],
             }
-            schedule.start(_update_running, tensors, len(own), momentum, double)
+            schedule.start(_update_running, tensors, momentum, double)
             for to, value in zip(buffers, flat, strict=True):
                 if to is not value:
                     to.copy_(value)
 
 
-def _update_running(
-    slots: Mapping[Hashable, Slot], norms: int, momentum: float, double: bool
-) -> None:
+def _update_running(slots: Mapping[str, Any], momentum: float, double: bool) -> None:
     launch(
         kernels.update_running,
-        (norms,),
+        (len(slots["means"]),),
         **launched_as("update_running", slots["statistics"].device),
-        table=slots["table"],
-        statistics=slots["statistics"],
-        means=tuple(slots[place] for place in range(norms)),
-        variances=tuple(slots[norms + place] for place in range(norms)),
-        tracked=tuple(slot for name, slot in slots.items() if isinstance(name, tuple)),
+        **slots,
         MOMENTUM=None if momentum < 0 else momentum,
         WIDE=tl.float64 if double else tl.float32,
         BLOCK=_BLOCK,

@@ -137,7 +137,9 @@ class CellPlan:
     @property
     def idle(self) -> bool:
         """Whether any operation of any edge does not run."""
-        return any(len(self.candidates(edge)) < len(self.operations) for edge in self.edges)
+        return self.active is not None and any(
+            len(chosen) < len(self.operations) for chosen in self.active
+        )
 
     def candidates(self, edge: EdgePlan) -> tuple[str, ...]:
         """The operations that run on an edge."""

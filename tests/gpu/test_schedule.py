@@ -17,7 +17,7 @@ from triton.compiler import CompiledKernel
 
 from da2s_fast.kernels import direct, schedule
 from da2s_fast.kernels.launch import CudaKernel, Launch, launch, launched_by
-from da2s_fast.ops.cell.triton import drivers
+from da2s_fast.ops.cell.triton import compiled, drivers
 from tests.gpu.cells import gradients_of
 from tests.ops.cell_cases import PLANS, Case, make_case
 
@@ -234,3 +234,27 @@ def test_operators_are_given_tensors():
 def test_a_list_has_one_type(driver):
     with pytest.raises(ValueError, match="values"):
         schedule.start(build, {"x": [torch.zeros(1), torch.zeros(1).double()]})
+
+
+def test_operators_of_the_library_are_called_by_their_schemas(monkeypatch):
+    """They have no kernels for CPUs, which torch says once arguments were accepted."""
+    monkeypatch.setattr(compiled, "_library_reason", lambda device: None)
+    found = []
+    once = schedule.Schedule.start
+
+    def start(own: schedule.Schedule, tensors: Any) -> None:
+        for one in own._launches:
+            if isinstance(one.kernel, CudaKernel):
+                parts = [slot.filled(tensors) for slot in own._parts]
+                numbers = {slot: number for number, slot in enumerate(own._parts)}
+                started = direct.operator(one, numbers)
+                with pytest.raises(NotImplementedError, match=f"{one.kernel.name}.* 'CPU'"):
+                    started([], parts, 0)
+                found.append(one.kernel.name)
+        once(own, tensors)
+
+    monkeypatch.setattr(schedule.Schedule, "start", start)
+    case = make_case(PLANS["normal"], (2, 5, 4)).to(torch.float32)
+    with launched_by(lambda launch: None):
+        gradients_of(case)
+    assert set(found) == {"cell_convolve", "cell_reach_inner", "cell_reach_states"}

@@ -37,7 +37,8 @@ def is_watched() -> bool:
     hooks = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
     # None, a function, or in later versions a chain of them.
     told = any(hook is not None and getattr(hook, "calls", True) for hook in hooks)
-    return told or bool(knobs.compilation.instrumentation_mode)
+    # Unknown to Triton 3.5.
+    return told or bool(getattr(knobs.compilation, "instrumentation_mode", ""))
 
 
 def current_stream() -> int:

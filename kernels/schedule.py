@@ -28,6 +28,7 @@ class Slot:
         strides: in numbers.
         offset: numbers before the part.
         whole: that it is no part.
+        place: in the list of that name; None for what is no list.
     """
 
     name: Hashable
@@ -37,6 +38,7 @@ class Slot:
     strides: tuple[int, ...] = ()
     offset: int = 0
     whole: bool = True
+    place: int | None = None
 
     def narrow(self, dim: int, start: int, length: int) -> Slot:
         """As `Tensor.narrow`."""
@@ -50,7 +52,7 @@ class Slot:
 
     def filled(self, tensors: Mapping[Hashable, Any]) -> Any:
         """The tensor, or its part."""
-        tensor = tensors[self.name]
+        tensor = tensors[self.name] if self.place is None else tensors[self.name][self.place]
         if self.whole:
             return tensor
         start = tensor.storage_offset() + self.offset
@@ -82,8 +84,10 @@ class Schedule:
 
     def __init__(self, launches: Sequence[Launch]) -> None:
         self._launches = tuple(launches)
-        self._slots = _distinct(launches)
-        self._places = [(slot.name, slot.offset * slot.dtype.itemsize) for slot in self._slots]
+        slots = _distinct(launches)
+        self._single = [slot for slot in slots if slot.place is None]
+        self._lists = list(dict.fromkeys(slot.name for slot in slots if slot.place is not None))
+        self._places = [(slot.name, slot.offset * slot.dtype.itemsize) for slot in self._single]
         # Operators take tensors.
         self._parts = _distinct([one for one in launches if isinstance(one.kernel, CudaKernel)])
         self._prepared: dict[tuple[bool, ...], list[direct.Started | Launch]] = {}
@@ -92,7 +96,7 @@ class Schedule:
         """Start all of them on the current device's current stream, without waiting for them.
 
         Args:
-            tensors: what the slots stand for, by name.
+            tensors: what the slots stand for, by name, tensors and lists of them.
         """
         start = starter()
         if start is not on_device or not direct.COMPILED or direct.is_watched():
@@ -100,6 +104,8 @@ class Schedule:
                 start(_full(launch, tensors))
             return
         addresses = [tensors[name].data_ptr() + offset for name, offset in self._places]
+        for name in self._lists:
+            addresses += [tensor.data_ptr() for tensor in tensors[name]]
         # All else that Triton compiles for is the same at every start.
         alignment = tuple([address % direct.ALIGNMENT == 0 for address in addresses])
         prepared = self._prepared.get(alignment)
@@ -122,7 +128,19 @@ class Schedule:
         compiled = on_device(full)
         if isinstance(launch.kernel, CudaKernel):
             return direct.operator(launch, _numbered(self._parts))
-        return direct.kernel(launch, full, compiled, _numbered(self._slots)) or launch
+        return direct.kernel(launch, full, compiled, self._numbers(tensors)) or launch
+
+    def _numbers(self, tensors: Mapping[Hashable, Any]) -> dict[Slot, int]:
+        """Which of the addresses each slot has."""
+        starts, start = {}, len(self._single)
+        for name in self._lists:
+            starts[name] = start
+            start += len(tensors[name])
+        numbers = _numbered(self._single)
+        for slot in _distinct(self._launches):
+            if slot.place is not None:
+                numbers[slot] = starts[slot.name] + slot.place
+        return numbers
 
 
 def _distinct(launches: Sequence[Launch]) -> list[Slot]:
@@ -158,17 +176,14 @@ def start(build: Callable[..., None], tensors: Mapping[Hashable, Any], *key: Has
         ValueError: for a list of tensors of several types or devices.
     """
     kinds = []
-    flat: dict[Hashable, Any] = {}
     for name, value in tensors.items():
         if isinstance(value, list):
             (kind,) = {(tensor.dtype, tensor.device) for tensor in value} or {()}
             kinds.append((name, len(value), *kind))
-            flat.update(((name, place), tensor) for place, tensor in enumerate(value))
         else:
             kinds.append((name, None, value.dtype, value.device, value.shape, value.stride()))
-            flat[name] = value
     make = _kept if starter() is on_device and direct.COMPILED else _made
-    make(build, tuple(kinds), key).start(flat)
+    make(build, tuple(kinds), key).start(tensors)
 
 
 def _made(
@@ -183,7 +198,7 @@ def _made(
 def _slots_of(name: Hashable, count: int | None, *kind: Any) -> Slot | tuple[Slot, ...]:
     if count is None:
         return Slot(name, *kind)
-    return tuple([Slot((name, place), *kind) for place in range(count)])
+    return tuple([Slot(name, *kind, place=place) for place in range(count)])
 
 
 _kept = lru_cache(maxsize=256)(_made)

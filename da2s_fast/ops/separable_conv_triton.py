@@ -10,8 +10,8 @@ from torch import Tensor
 from da2s_fast.kernels import separable_conv as kernels
 from da2s_fast.kernels import separable_conv_backward as backward_kernels
 from da2s_fast.kernels.launch import launch
+from da2s_fast.ops._layout import memory_format_of
 from da2s_fast.ops._triton import launched_as, precision_of, rounds_to_tf32, tuned
-from da2s_fast.ops.separable_conv import layout_of
 
 
 class _Tuning(NamedTuple):
@@ -107,7 +107,7 @@ def separable_conv(  # noqa: PLR0917 - the schema's arguments
     """Run the operator of that name in one launch."""
     call = _Call(x, spatial, channel, stride, padding, dilation)
     output = x.new_empty((call.images, call.outs, *call.size)).contiguous(
-        memory_format=layout_of(x)
+        memory_format=memory_format_of(x)
     )
     launch(
         kernels.forward,
@@ -167,7 +167,7 @@ def separable_conv_backward(  # noqa: PLR0917 - the schema's arguments
             **call.common,
             **call.products,
         )
-    grad_x = torch.empty_like(x, memory_format=layout_of(x)) if for_x else x.new_empty((0,))
+    grad_x = torch.empty_like(x, memory_format=memory_format_of(x)) if for_x else x.new_empty((0,))
     if for_x:
         launch(
             backward_kernels.spread,

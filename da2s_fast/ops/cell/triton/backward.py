@@ -27,9 +27,9 @@ from torch import Tensor
 
 from da2s_fast.kernels.cell import finish, prepare_backward, reach, sums
 from da2s_fast.kernels.launch import launch
+from da2s_fast.ops._layout import memory_format_of
 from da2s_fast.ops._triton import launched_as
 from da2s_fast.ops.cell.operations import CONVS, DENSE
-from da2s_fast.ops.cell.operator import layout as memory_format
 from da2s_fast.ops.cell.triton import compiled
 from da2s_fast.ops.cell.triton.forward import Call, cdiv, layers
 from da2s_fast.ops.cell.triton.layout import ENOUGH_PROGRAMS, block_of, layout_of
@@ -330,7 +330,7 @@ class _Backward:
         blocks = cdiv(plan.channels, options["BLOCK"])
         in_blocks = cdiv(max(x.shape[1] for x in call.inputs), options["BLOCK"])
         found = [
-            torch.empty_like(x, memory_format=memory_format(x)) if wanted else x.new_empty((0,))
+            torch.empty_like(x, memory_format=memory_format_of(x)) if wanted else x.new_empty((0,))
             for x, wanted in zip(call.inputs, self.for_inputs, strict=True)
         ]
         parts = [{"identity": 0, "conv": 1, "reduce": 2}[kind] for kind in plan.preprocess]

@@ -25,7 +25,7 @@ from matplotlib.ticker import MaxNLocator
 
 from da2s_fast.report import RunRecord, load_run
 from da2s_fast.search.discretize import DISCRETE_BETA, DISCRETE_P
-from da2s_fast.search.settings import ARCH_MOVEMENT
+from da2s_fast.search.settings import ARCH_MOVEMENT, AUTHORS_LOSS_WEIGHT
 
 # Small enough for two cores: 3,000 images, 5 cells of 8 channels.
 DATA = ["--data=cifar10", "--limit=3000"]
@@ -36,8 +36,8 @@ SIZE = [
     "--batch_size=64",
     "--measure_images=500",
 ]
-# Architecture steps (20 epochs of 23) x rate as in the authors' setting.
-SIZE.append(f"--arch_learning_rate={ARCH_MOVEMENT / 460}")
+# Architecture steps (20 epochs of 23) x rate, and lambda, as in the authors' setting.
+SIZE += [f"--arch_learning_rate={ARCH_MOVEMENT / 460}", f"--loss_weight={AUTHORS_LOSS_WEIGHT}"]
 VARIANTS = {
     "DARTS": ["--method=darts"],
     "DA2S": ["--method=da2s"],

@@ -25,6 +25,7 @@ import da2s_fast
 from da2s_fast.cli import COMMANDS, main
 from da2s_fast.report.formatting import quantity
 from da2s_fast.spaces import Genotype
+from tests.conditions import threads
 from tests.processes import ENVIRONMENT, TINY, assert_one_line_error, da2s, start
 
 RUN = Path("runs/digits-da2s-seed0-1")
@@ -322,14 +323,10 @@ def test_help_and_version(capsys: pytest.CaptureFixture) -> None:
 def test_the_python_function_gives_the_same_result(
     folder: Path, searched: subprocess.CompletedProcess, tmp_path: Path
 ) -> None:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with threads(1):
         result = da2s_fast.search(
             "digits", epochs=3, cells=3, channels=4, nodes=2, limit=200, run_dir=tmp_path / "run"
         )
-    finally:
-        torch.set_num_threads(threads)
     assert isinstance(result.genotype, Genotype)
     assert str(result.genotype) == (folder / RUN / "genotype.txt").read_text().strip()
     expected = [json.loads(line) for line in (folder / RUN / "metrics.jsonl").open()]

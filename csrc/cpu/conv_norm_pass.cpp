@@ -1,27 +1,16 @@
 #include <cmath>
-#include <cstring>
 #include <memory>
+#include <vector>
 
 #include "cell/sums.h"
 #include "conv_norm.h"
+#include "layer_pass.h"
 
 namespace da2s_fast {
 namespace {
 
 // Multiply-adds for a number up to which it costs less to compute it again than to keep it.
 constexpr int64_t kCheap = 100;
-
-// Memory of one thread.
-template <class T>
-struct Scratch {
-  std::unique_ptr<Workspace> memory;
-  T* input;     // of a group inside a border of zeros
-  T* padded;    // see PackedLayer::Scratch
-  T* features;  // what the convolution makes of a group, or the gradient of that
-  T* gradient;  // of the output
-  T* input_gradient;
-  double* lanes;  // 2 for each
-};
 
 // Numbers for every lane of the output.
 template <class T>
@@ -30,16 +19,15 @@ struct Lanes {
 };
 
 template <class T>
-class Pass {
+class Pass : LayerPass<T> {
+  using Base = LayerPass<T>;
+  using typename Base::Scratch;
+
  public:
   Pass(const ConvNorm<T>& conv, bool backward)
-      : conv_(conv),
-        backward_(backward),
-        images_(conv.batch, conv.layer.out_channels,
-                DA2S_SIMD_CALL(vector_bytes) / static_cast<int64_t>(sizeof(T))),
-        layer_(conv.layer, conv.size, images_.per_group, conv.layer.border()),
-        in_{conv.size, conv.layer.in_channels, layer_.in_lanes()},
-        out_{layer_.out_size(), conv.layer.out_channels, layer_.out_lanes()} {
+      : Base(conv.layer, conv.size, conv.x, conv.relu, true,
+             {conv.batch, conv.layer.out_channels, Base::vector()}, backward),
+        conv_(conv) {
     Arena count;
     lay_out(count);
     memory_ = std::make_unique<Workspace>(count.used());
@@ -49,9 +37,9 @@ class Pass {
   }
 
   void forward(const ImageTensor<T>& output, T* statistics) {
-    for_groups([&](int64_t chunk, int64_t group, const Scratch<T>& scratch) {
+    for_groups([&](int64_t chunk, int64_t group, const Scratch& scratch) {
       T* place = out_.in_place(output, images_, group);
-      const T* z = features(group, scratch, place ? place : scratch.features);
+      const T* z = features(group, scratch, place ? place : scratch.output);
       moments_.add(images_, chunk, group, z, out_.size.pixels(), scratch.lanes);
     });
     const int64_t channels = out_.channels;
@@ -59,12 +47,12 @@ class Pass {
     set_norm(statistics);
     for (int64_t c = 0; c < channels; ++c)
       fill(lanes_.shift, c, conv_.shift ? static_cast<double>(conv_.shift[c]) : 0);
-    for_groups([&](int64_t, int64_t group, const Scratch<T>& scratch) {
+    for_groups([&](int64_t, int64_t group, const Scratch& scratch) {
       T* place = out_.in_place(output, images_, group);
-      T* z = place ? place : features(group, scratch, scratch.features);
+      T* z = place ? place : features(group, scratch, scratch.output);
       DA2S_SIMD_CALL(affine<T>, out_.grid(z), out_.size, out_.lanes, lanes_.scale, lanes_.mean,
                      lanes_.shift, out_.grid(z));
-      if (!place) out_.take_out<T>(out_.grid(z), images_, group, output);
+      if (!place) out_.template take_out<T>(out_.grid(z), images_, group, output);
     });
   }
 
@@ -76,26 +64,22 @@ class Pass {
     if (!wanted.x.data && !wanted.weight) return;
     std::vector<double> sums(wanted.weight ? images_.chunks * layer_.sums() : 0);
     const NormGradient<T> norm{lanes_.scale, lanes_.mean, lanes_.shift, lanes_.slope};
-    for_groups([&](int64_t chunk, int64_t group, const Scratch<T>& scratch) {
+    for_groups([&](int64_t chunk, int64_t group, const Scratch& scratch) {
       const Grid<const T> x = fill_input(group, scratch);
       T* z = features_of(group, scratch);
       if (!kept_) layer_.forward(x, nullptr, z);
       DA2S_SIMD_CALL(norm_gradient<T>, gradient_of(gradient, group, scratch), z, out_.size.pixels(),
                      out_.lanes, norm, z);
       clear_missing(z, group);
-      T* place = wanted.x.data ? in_.in_place(wanted.x, images_, group) : nullptr;
-      T* dx = wanted.x.data && !place ? scratch.input_gradient : place;
-      layer_.backward(x, z, {nullptr, scratch.padded}, dx, false,
-                      wanted.weight ? &sums[chunk * layer_.sums()] : nullptr);
-      if (!dx) return;
-      const Grid<T> found = in_.grid(dx);
-      if (conv_.relu) DA2S_SIMD_CALL(mask<T>, x, found, in_.size, in_.lanes, false, found);
-      if (!place) in_.take_out<T>(found, images_, group, wanted.x);
+      go_back(x, z, chunk, group, scratch, wanted.x, sums);
     });
     if (wanted.weight) layer_.fold(sums.data(), layer_.sums(), images_.chunks, wanted.weight);
   }
 
  private:
+  using Base::backward_, Base::images_, Base::layer_, Base::out_;
+  using Base::fill_input, Base::for_groups, Base::go_back;
+
   void lay_out(Arena& arena) {
     layer_.lay_out(backward_, arena);
     for (T** numbers : {&lanes_.mean, &lanes_.scale, &lanes_.shift, &lanes_.slope})
@@ -110,56 +94,19 @@ class Pass {
     }
   }
 
-  // Calls work(chunk, group, scratch) for all groups.
-  template <class Work>
-  void for_groups(Work work) const {
-    for_each_block(
-        images_, 1, [&] { return make_scratch(); }, [](Scratch<T>) {},
-        [&](const GroupBlock& block, const Scratch<T>& scratch) {
-          work(block.chunk, block.begin, scratch);
-        });
-  }
-
-  Scratch<T> make_scratch() const {
-    Scratch<T> scratch{};
-    const auto lay_out = [&](Arena arena) {
-      scratch.input = arena.take<T>(layer_.padded());
-      if (backward_) scratch.padded = arena.take<T>(layer_.padded());
-      const size_t zeros = arena.used();
-      scratch.features = arena.take<T>(out_.elements());
-      scratch.lanes = arena.take<double>(2 * out_.lanes);
-      if (backward_) {
-        scratch.gradient = arena.take<T>(out_.elements());
-        scratch.input_gradient = arena.take<T>(in_.elements());
-      }
-      return std::pair(zeros, arena.used());
-    };
-    const auto [zeros, used] = lay_out(Arena());
-    scratch.memory = std::make_unique<Workspace>(used);
-    std::memset(scratch.memory->data(), 0, zeros);
-    lay_out(Arena(scratch.memory->data()));
-    return scratch;
-  }
-
   // Where backward has features.
-  T* features_of(int64_t group, const Scratch<T>& scratch) const {
-    return kept_ ? kept_ + group * out_.elements() : scratch.features;
+  T* features_of(int64_t group, const Scratch& scratch) const {
+    return kept_ ? kept_ + group * out_.elements() : scratch.output;
   }
 
   // What the convolution makes of a group; its input stays in scratch.
-  T* features(int64_t group, const Scratch<T>& scratch, T* z) const {
+  T* features(int64_t group, const Scratch& scratch, T* z) const {
     layer_.forward(fill_input(group, scratch), nullptr, z);
     return z;
   }
 
-  Grid<const T> fill_input(int64_t group, const Scratch<T>& scratch) const {
-    const Grid<T> x = layer_.inside(scratch.input);
-    in_.take_in(conv_.x, images_, group, conv_.relu, x);
-    return x;
-  }
-
   Grid<const T> gradient_of(const ImageTensor<const T>& gradient, int64_t group,
-                            const Scratch<T>& scratch) const {
+                            const Scratch& scratch) const {
     if (const T* place = out_.in_place(gradient, images_, group)) return out_.grid(place);
     out_.take_in(gradient, images_, group, false, out_.grid(scratch.gradient));
     return out_.grid(scratch.gradient);
@@ -184,7 +131,7 @@ class Pass {
   void sum_gradients(const ImageTensor<const T>& gradient) const {
     sums_.clear(images_.chunks);
     products_.clear(images_.chunks);
-    for_groups([&](int64_t chunk, int64_t group, const Scratch<T>& scratch) {
+    for_groups([&](int64_t chunk, int64_t group, const Scratch& scratch) {
       const T* z = features(group, scratch, features_of(group, scratch));
       const Grid<const T> g = gradient_of(gradient, group, scratch);
       double *sums = scratch.lanes, *products = scratch.lanes + out_.lanes;
@@ -221,10 +168,6 @@ class Pass {
   }
 
   const ConvNorm<T>& conv_;
-  bool backward_;
-  Images images_;
-  PackedLayer<T> layer_;
-  Side in_, out_;
   std::unique_ptr<Workspace> memory_;
   Lanes<T> lanes_{};
   Moments<T> moments_;           // forward

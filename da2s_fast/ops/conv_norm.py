@@ -22,6 +22,7 @@ from da2s_fast.ops._backend import (
     has_kernel,
     refuse_double_backward,
 )
+from da2s_fast.ops._layout import memory_format_of
 
 # Statistics: mean and biased variance, (2 C_out,); they carry no gradient.
 _FORWARD = define_operator(
@@ -150,11 +151,6 @@ def cpu_reason(
     return None
 
 
-def _layout(x: Tensor) -> torch.memory_format:
-    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return torch.channels_last if last else torch.contiguous_format
-
-
 @torch.library.register_fake(_FORWARD, lib=LIBRARY)
 def _fake_forward(  # noqa: PLR0917 - the schema's arguments
     x: Tensor,
@@ -166,7 +162,7 @@ def _fake_forward(  # noqa: PLR0917 - the schema's arguments
     eps: float,
 ) -> tuple[Tensor, Tensor]:
     output = x.new_empty((x.shape[0], weight.shape[0], *_out_size(x, stride)))
-    return output.to(memory_format=_layout(x)), x.new_empty((2 * weight.shape[0],))
+    return output.to(memory_format=memory_format_of(x)), x.new_empty((2 * weight.shape[0],))
 
 
 @torch.library.register_fake(_BACKWARD, lib=LIBRARY)
@@ -182,7 +178,7 @@ def _fake_backward(  # noqa: PLR0917 - the schema's arguments
     eps: float,
     mask: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    layouts = (_layout(x), torch.contiguous_format)
+    layouts = (memory_format_of(x), torch.contiguous_format)
     large = [
         torch.empty_like(tensor, memory_format=layout) if wanted else x.new_empty((0,))
         for tensor, layout, wanted in zip((x, weight), layouts, mask[:2], strict=True)

@@ -23,6 +23,7 @@ from da2s_fast.ops._backend import (
     has_kernel,
     refuse_double_backward,
 )
+from da2s_fast.ops._layout import memory_format_of
 from da2s_fast.ops._triton import register_triton, triton_reason
 
 Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
@@ -250,19 +251,9 @@ def _update_running_statistics(norm: Norm, mean: Tensor, variance: Tensor) -> No
             buffer.lerp_(value.to(buffer.dtype), batches.to(buffer.dtype).reciprocal())
 
 
-def is_channels_last(first: Tensor) -> bool:
-    """Tell whether the kernels compute in channels_last, as the first input is."""
-    return (
-        first.dim() == 4
-        and not first.is_contiguous()
-        and first.is_contiguous(memory_format=torch.channels_last)
-    )
-
-
 def empty_in_layout_of(first: Tensor, like: Tensor) -> Tensor:
     """Allocate what the kernels return: channels_last where the first input is, else contiguous."""
-    memory_format = torch.channels_last if is_channels_last(first) else torch.contiguous_format
-    return torch.empty_like(like, memory_format=memory_format)
+    return torch.empty_like(like, memory_format=memory_format_of(first))
 
 
 @torch.library.register_fake(_FORWARD, lib=LIBRARY)

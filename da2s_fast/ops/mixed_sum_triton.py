@@ -11,8 +11,9 @@ from torch import Tensor
 from da2s_fast.kernels import mixed_sum as kernels
 from da2s_fast.kernels import mixed_sum_backward as backward_kernels
 from da2s_fast.kernels.launch import launch
+from da2s_fast.ops._layout import is_channels_last
 from da2s_fast.ops._triton import launched_as, tuned
-from da2s_fast.ops.mixed_sum import BATCH, NONE, RUNNING, empty_in_layout_of, is_channels_last
+from da2s_fast.ops.mixed_sum import BATCH, NONE, RUNNING, empty_in_layout_of
 
 
 class _Tuning(NamedTuple):

@@ -22,6 +22,7 @@ from da2s_fast.ops._backend import (
     has_kernel,
     refuse_double_backward,
 )
+from da2s_fast.ops._layout import memory_format_of
 from da2s_fast.ops._triton import register_triton, triton_reason
 
 _FORWARD = define_operator(
@@ -156,19 +157,13 @@ def _lowers(tensor: Tensor) -> bool:
     return torch.is_autocast_enabled(tensor.device.type) and tensor.dtype != torch.float64
 
 
-def layout_of(x: Tensor) -> torch.memory_format:
-    """Layout of the output and of the gradient of x."""
-    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return torch.channels_last if last else torch.contiguous_format
-
-
 @torch.library.register_fake(_FORWARD, lib=LIBRARY)
 def _fake_forward(  # noqa: PLR0917 - the schema's arguments
     x: Tensor, spatial: Tensor, channel: Tensor, stride: int, padding: int, dilation: int
 ) -> Tensor:
     size = [(length - 1) // stride + 1 for length in x.shape[2:]]
     out = x.new_empty((x.shape[0], channel.shape[0], *size))
-    return out.to(memory_format=layout_of(x))
+    return out.to(memory_format=memory_format_of(x))
 
 
 @torch.library.register_fake(_BACKWARD, lib=LIBRARY)
@@ -182,7 +177,7 @@ def _fake_backward(  # noqa: PLR0917 - the schema's arguments
     dilation: int,
     mask: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    layouts = (layout_of(x), torch.contiguous_format, torch.contiguous_format)
+    layouts = (memory_format_of(x), torch.contiguous_format, torch.contiguous_format)
     found = [
         torch.empty_like(tensor, memory_format=layout) if wanted else x.new_empty((0,))
         for tensor, layout, wanted in zip((x, spatial, channel), layouts, mask, strict=True)

@@ -14,8 +14,8 @@ from da2s_fast.kernels import separable_conv as kernels
 from da2s_fast.kernels import separable_conv_backward as backward_kernels
 from da2s_fast.kernels.launch import launch
 from da2s_fast.kernels.schedule import Slot
+from da2s_fast.ops._layout import memory_format_of
 from da2s_fast.ops._triton import launched_as, precision_of, rounds_to_tf32, tuned
-from da2s_fast.ops.separable_conv import layout_of
 
 
 class _Tuning(NamedTuple):
@@ -125,7 +125,7 @@ def separable_conv(  # noqa: PLR0917 - the schema's arguments
     """Run the operator of that name in one launch."""
     geometry = _Geometry(stride, padding, dilation, rounds_to_tf32())
     output = x.new_empty((x.shape[0], channel.shape[0], *geometry.size(x))).contiguous(
-        memory_format=layout_of(x)
+        memory_format=memory_format_of(x)
     )
     schedule.start(_forward, {**_given(x, spatial, channel), "output": output}, geometry)
     return output
@@ -178,7 +178,7 @@ def separable_conv_backward(  # noqa: PLR0917 - the schema's arguments
     geometry = _Geometry(stride, padding, dilation, rounds_to_tf32())
     for_x, for_spatial, for_channel = mask
     cut = _chunks(x, geometry, for_spatial or for_channel)
-    grad_x = torch.empty_like(x, memory_format=layout_of(x)) if for_x else x.new_empty((0,))
+    grad_x = torch.empty_like(x, memory_format=memory_format_of(x)) if for_x else x.new_empty((0,))
     found = [
         torch.empty_like(weight, memory_format=torch.contiguous_format)
         if wanted

@@ -146,6 +146,25 @@ def test_a_rival_that_is_wrong_gets_no_time(monkeypatch, processes) -> None:
     assert all(result.seconds for result in others)
 
 
+def test_rows_are_compared_where_eager_failed(monkeypatch, processes) -> None:
+    """It may be the only one that a GPU's memory has no room for."""
+    right, batches = Subject.prepare, []
+
+    def prepare(self, batch):
+        batches.append(batch)
+        if len(batches) == 1:
+            raise RowFailed("out of memory")
+        found = right(self, batch)
+        found.norms["output"] *= len(batches)
+        return found
+
+    monkeypatch.setattr(Subject, "prepare", prepare)
+    rows = all_rows(TINY)
+    assert rows[0] == EAGER
+    with pytest.raises(Mismatch, match=r"norm of the output .* in 'eager, channels_last'"):
+        rounds.check_and_measure(Benchmark(), Options(1, 2, 0), TINY, rows, "cpu")
+
+
 def test_a_table_of_interleaved_rounds(monkeypatch, processes) -> None:
     monkeypatch.setitem(bench_super_network.TITLES, TINY, "small")
     benchmark, tables = Benchmark(), []

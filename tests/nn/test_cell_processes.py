@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from da2s_fast.nn import use_backend
+from tests.conditions import threads
 from tests.nn.cell_modules import build, call, compiled
 from tests.nn.evaluate import evaluate
 from tests.nn.test_super_network import build as build_network
@@ -128,11 +129,8 @@ def test_in_a_forked_process():
     twin = copy.deepcopy(network)
     step(copy.deepcopy(network), images(8))
     # PyTorch's own stem and classifier may round differently on other numbers of threads.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with torch.no_grad():
+    with threads(1), torch.no_grad():
         expected = [network(images(8)), *network.buffers()]
-    torch.set_num_threads(threads)
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -166,15 +164,11 @@ def test_through_files(name, tmp_path):
 def test_numbers_of_threads_and_kinds_of_memory():
     network, _ = build_network(size=16)
     x = images(16, count=21)
-    threads = torch.get_num_threads()
     results = []
-    try:
-        for number, memory in ((1, "save"), (2, "save"), (8, "save"), (2, "recompute")):
-            torch.set_num_threads(number)
-            network.memory = memory
+    for number, memory in ((1, "save"), (2, "save"), (8, "save"), (2, "recompute")):
+        network.memory = memory
+        with threads(number):
             results.append(step(copy.deepcopy(network), x))
-    finally:
-        torch.set_num_threads(threads)
     for result in results[1:]:
         # The stem, pooling and classifier are torch's, whose sums depend on the threads.
         for found, expected in zip(result, results[0], strict=True):
@@ -197,10 +191,10 @@ def test_other_processes_compute_the_same_bits():
         "print(digest.hexdigest())\n"
     )
     digests = set()
-    for threads in ("1", "2", "8"):
+    for number in ("1", "2", "8"):
         run = subprocess.run(
             [sys.executable, "-c", code],
-            env=os.environ | {"OMP_NUM_THREADS": threads},
+            env=os.environ | {"OMP_NUM_THREADS": number},
             capture_output=True,
             text=True,
             check=False,

@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch import nn
 
 from da2s_fast.nn import DARTS_PRIMITIVES, Cell
 from da2s_fast.ops.cell.cost import Size, stages
 from da2s_fast.ops.cell.norm import Statistics
 from da2s_fast.ops.cell.plan import CellPlan
 from da2s_fast.ops.cell.reference import Parameters, backward, forward
+from tests.conditions import counted
 
 NODES = 3
 
@@ -114,12 +114,6 @@ def test_recompute_keeps_nodes_and_statistics_only():
     assert torch.equal(torch.cat(saved.nodes, 1), output)
 
 
-def counted(module: Cell, *inputs: Tensor) -> int:
-    with FlopCounterMode(display=False) as counter:
-        module(*inputs, torch.rand(14, len(DARTS_PRIMITIVES)))
-    return counter.get_total_flops()
-
-
 @pytest.mark.parametrize("k", [1, 4])
 @pytest.mark.parametrize(("reduction", "previous"), [(False, False), (True, False), (False, True)])
 def test_operations_are_those_that_torch_counts(reduction, previous, k):
@@ -132,7 +126,7 @@ def test_operations_are_those_that_torch_counts(reduction, previous, k):
     plan = CellPlan(16, DARTS_PRIMITIVES, 4, reduction, kinds, k)
     sizes = Size(24, size, size), Size(32, 15, 15)
     forward_cost = sum(s.operations for s in stages(plan, 2, sizes) if "backward" not in s.name)
-    assert forward_cost == counted(module, *inputs)
+    assert forward_cost == counted(lambda: module(*inputs, torch.rand(14, len(DARTS_PRIMITIVES))))
     # Each convolution's backward is two convolutions of the same cost.
     assert sum(s.operations for s in stages(plan, 2, sizes)) == 3 * forward_cost
 

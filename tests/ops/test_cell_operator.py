@@ -1,9 +1,5 @@
 """The compiled cell against its reference: accuracy, layouts, special values, bits."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,6 +7,7 @@ from hypothesis import strategies as st
 
 from da2s_fast.ops.cell.operations import KNOWN
 from da2s_fast.ops.cell.plan import CellPlan
+from tests.conditions import run_with_instruction_set, with_threads
 from tests.ops.cell_cases import (
     BOTH,
     PLANS,
@@ -186,14 +183,7 @@ def test_recomputing_gives_the_same_bits_as_saving(plan):
 @pytest.mark.parametrize("name", ["normal", "partial reduction", "dense", "mixed op"])
 def test_same_bits_for_any_number_of_threads_and_from_run_to_run(name, memory):
     case = make_case(PLANS[name], (37, 8, 8))
-    threads = torch.get_num_threads()
-    try:
-        results = []
-        for number in (1, 2, 8, 8):
-            torch.set_num_threads(number)
-            results.append(evaluate(case, backend="cpu", memory=memory))
-    finally:
-        torch.set_num_threads(threads)
+    results = with_threads(lambda: evaluate(case, backend="cpu", memory=memory))
     for result in results[1:]:
         assert_same_bits(result, results[0])
 
@@ -202,20 +192,10 @@ def test_same_bits_for_any_number_of_threads_and_from_run_to_run(name, memory):
 def test_instruction_sets(isa):
     code = (
         "from tests.ops.cell_cases import PLANS, check, make_case\n"
-        "from da2s_fast.backends import build_info\n"
         "for name in ('after a reduction, odd', 'partial', 'dense', 'cut'):\n"
-        "    check(make_case(PLANS[name]))\n"
-        "print(build_info()['instruction_set'])"
+        "    check(make_case(PLANS[name]))"
     )
-    run = subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | {"DA2S_ISA": isa},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.split()[-1] == isa
+    run_with_instruction_set(isa, code)
 
 
 @pytest.mark.parametrize(

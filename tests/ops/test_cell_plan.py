@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from da2s_fast.errors import UserError
 from da2s_fast.nn import DARTS_PRIMITIVES, Cell, DenseCell, MixedOp, Mixture, use_backend
@@ -15,6 +14,7 @@ from da2s_fast.ops.cell.norm import Statistics
 from da2s_fast.ops.cell.operations import KNOWN
 from da2s_fast.ops.cell.plan import CellPlan, decode
 from da2s_fast.ops.cell.reference import Parameters, backward, forward
+from tests.conditions import counted
 
 NAS_BENCH_201 = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 FEW = ("none", "max_pool_3x3", "skip_connect", "sep_conv_3x3")
@@ -156,12 +156,6 @@ def test_code_of_an_example():
     plan = CellPlan(16, ("none", "dil_conv_5x5"), 1, True, ("reduce", "conv"), 4)
     assert plan.encode() == [16, 4, 1, 1, 1, 1, 2, 2, 1, 2, 0, 8, 3, 3]
     assert plan.encode(((), (1,)))[-2:] == [0, 2]
-
-
-def counted(function) -> int:
-    with FlopCounterMode(display=False) as counter:
-        function()
-    return counter.get_total_flops()
 
 
 @pytest.mark.parametrize(("build", "arguments"), CASES)

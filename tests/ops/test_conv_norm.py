@@ -3,9 +3,6 @@
 import functools
 import itertools
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,11 +12,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
 from da2s_fast.backends import build_info
 from da2s_fast.errors import UserError
 from da2s_fast.ops import conv_norm
+from tests.conditions import counted, run_with_instruction_set, with_threads
 from tests.ops.compare import Mismatch, assert_as_accurate
 
 fused = functools.partial(conv_norm, backend="cpu")
@@ -273,14 +270,7 @@ def test_only_the_gradients_asked_for(wanted):
 def test_same_bits_for_any_number_of_threads_and_from_run_to_run(layout):
     case = make_case((37, 12, 16, 16), 16)
     case = case._replace(x=case.x.contiguous(memory_format=layout))
-    threads = torch.get_num_threads()
-    try:
-        results = []
-        for number in (1, 2, 8, 8):
-            torch.set_num_threads(number)
-            results.append(evaluate(fused, case))
-    finally:
-        torch.set_num_threads(threads)
+    results = with_threads(lambda: evaluate(fused, case))
     for result in results[1:]:
         for name in NAMES:
             assert torch.equal(result[name], results[0][name]), name
@@ -297,19 +287,10 @@ def test_layouts_give_the_same_bits():
 def test_instruction_sets_agree():
     code = (
         "from tests.ops.test_conv_norm import check, make_case\n"
-        "from da2s_fast.backends import build_info\n"
-        "check(make_case((3, 5, 7, 6), 9, 3, 2, True))\n"
-        "print(build_info()['instruction_set'])"
+        "check(make_case((3, 5, 7, 6), 9, 3, 2, True))"
     )
     for isa in build_info()["usable_instruction_sets"]:
-        run = subprocess.run(
-            [sys.executable, "-c", code],
-            env=os.environ | {"DA2S_ISA": isa},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert run.stdout.split()[-1] == isa
+        run_with_instruction_set(isa, code)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -381,12 +362,6 @@ def test_wrong_shapes():
         conv_norm(x, weight, scale, shift[:4])
     with pytest.raises(UserError, match="single value"):
         conv_norm(x[:1, :, :2, :2], weight, scale, shift, stride=2)
-
-
-def counted(function: Callable[[], object]) -> int:
-    with FlopCounterMode(display=False) as counter:
-        function()
-    return counter.get_total_flops()
 
 
 @pytest.mark.parametrize("stride", [1, 2])

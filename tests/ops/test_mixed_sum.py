@@ -1,8 +1,4 @@
 import functools
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +8,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from da2s_fast.backends import build_info
 from da2s_fast.ops import mixed_sum
+from tests.conditions import run_with_instruction_set, with_threads
 from tests.ops.compare import Mismatch, assert_as_accurate
 from tests.ops.mixed_sum_cases import (
     BATCH,
@@ -154,16 +151,12 @@ def test_mixed_dtypes_promote_as_in_eager():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_independent_of_threads_and_of_the_run(dtype):
-    threads_before = torch.get_num_threads()
     for shape in [(16, 8, 16, 16), (2, 2, 65, 64), (64, 1, 3, 3)]:
         case = make_case(shape, KINDS, dtype)
         for layout in (torch.contiguous_format, torch.channels_last):
-            laid_out = [y.contiguous(memory_format=layout) for y in case.inputs]
-            results = []
-            for threads in (1, 2, 8, 8):
-                torch.set_num_threads(threads)
-                results.append(evaluate(fused, case._replace(inputs=laid_out)))
-            torch.set_num_threads(threads_before)
+            inputs = [y.contiguous(memory_format=layout) for y in case.inputs]
+            laid_out = case._replace(inputs=inputs)
+            results = with_threads(functools.partial(evaluate, fused, laid_out))
             for other in results[1:]:
                 for name, value in results[0].items():
                     assert torch.equal(value, other[name]), name
@@ -174,22 +167,12 @@ def run_everywhere():
         case = make_case((4, 7, 9, 5), KINDS, dtype)
         check(case)
         check(case._replace(inputs=[to_channels_last(y) for y in case.inputs]))
-    print(build_info()["instruction_set"])
 
 
 @pytest.mark.parametrize("isa", build_info().get("usable_instruction_sets", []))
 def test_instruction_sets(isa):
-    command = "from tests.ops.test_mixed_sum import run_everywhere; run_everywhere()"
-    run = subprocess.run(
-        [sys.executable, "-c", command],
-        cwd=Path(__file__).parents[2],
-        env=os.environ | {"DA2S_ISA": isa},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.strip() == isa
+    code = "from tests.ops.test_mixed_sum import run_everywhere; run_everywhere()"
+    run_with_instruction_set(isa, code)
 
 
 @given(

@@ -2,9 +2,6 @@
 
 import functools
 import itertools
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -13,11 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from da2s_fast.backends import build_info
 from da2s_fast.errors import UserError
 from da2s_fast.ops import separable_conv
+from tests.conditions import counted, run_with_instruction_set, with_threads
 from tests.ops.compare import Mismatch, assert_as_accurate
 
 fused = functools.partial(separable_conv, backend="cpu")
@@ -177,14 +174,7 @@ def test_only_the_gradients_asked_for(wanted):
 
 def test_same_bits_for_any_number_of_threads_and_from_run_to_run():
     case = make_case((37, 12, 16, 16), 12, 5)
-    threads = torch.get_num_threads()
-    try:
-        results = []
-        for number in (1, 2, 8, 8):
-            torch.set_num_threads(number)
-            results.append(evaluate(fused, case))
-    finally:
-        torch.set_num_threads(threads)
+    results = with_threads(lambda: evaluate(fused, case))
     for result in results[1:]:
         for name in NAMES:
             assert torch.equal(result[name], results[0][name]), name
@@ -193,19 +183,10 @@ def test_same_bits_for_any_number_of_threads_and_from_run_to_run():
 def test_instruction_sets_agree():
     code = (
         "from tests.ops.test_separable_conv import check, make_case\n"
-        "from da2s_fast.backends import build_info\n"
-        "check(make_case((3, 5, 7, 6), 9, 5, 2))\n"
-        "print(build_info()['instruction_set'])"
+        "check(make_case((3, 5, 7, 6), 9, 5, 2))"
     )
     for isa in build_info()["usable_instruction_sets"]:
-        run = subprocess.run(
-            [sys.executable, "-c", code],
-            env=os.environ | {"DA2S_ISA": isa},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert run.stdout.split()[-1] == isa
+        run_with_instruction_set(isa, code)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -269,12 +250,6 @@ def test_wrong_shapes():
         separable_conv(x, spatial, channel[:, :3])
     with pytest.raises(UserError, match="odd"):
         separable_conv(x, spatial[..., :2, :2], channel)
-
-
-def counted(function: Callable[[], object]) -> int:
-    with FlopCounterMode(display=False) as counter:
-        function()
-    return counter.get_total_flops()
 
 
 @pytest.mark.parametrize("stride", [1, 2])

@@ -11,6 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from da2s_fast.nn import Cell
 from da2s_fast.ops import release_workspaces, workspace, workspace_bytes
+from tests.conditions import threads
 from tests.ops.cell_cases import compiled
 
 # Of torch 2.10 the operators cannot take memory for outputs (docs/engine.md, "Memory").
@@ -49,10 +50,8 @@ class Steps:
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """On a busy machine threads may first meet, and need scratch each, in a later step."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with threads(1):
+        yield
 
 
 @pooled

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from da2s_fast.search.flat import all_finite, clip_gradients
+from tests.conditions import with_threads
 
 
 def gradients(scale: float) -> list[nn.Parameter]:
@@ -49,15 +50,12 @@ def test_clipping_keeps_nan_visible(value: float) -> None:
 
 
 def test_clipping_does_not_depend_on_threads() -> None:
-    before, found = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 8):
-            torch.set_num_threads(threads)
-            weights = gradients(1.0)
-            clip_gradients(weights, 5.0)
-            found.append([w.grad for w in weights if w.grad is not None])
-    finally:
-        torch.set_num_threads(before)
+    def clipped() -> list[torch.Tensor]:
+        weights = gradients(1.0)
+        clip_gradients(weights, 5.0)
+        return [w.grad for w in weights if w.grad is not None]
+
+    found = with_threads(clipped)
     for other in found[1:]:
         assert all(map(torch.equal, found[0], other))
 

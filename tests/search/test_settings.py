@@ -89,7 +89,11 @@ class TestDefaults:
         # The same total movement of alpha and beta whatever the length.
         movement = 3 * 5.85 if images < 5000 else 5.85
         assert steps * resolved.epochs * resolved.arch_learning_rate == pytest.approx(movement)
+        assert resolved.loss_weight == pytest.approx(0.3 if images < 5000 else 0.1)
         assert not any(value is None for name, value in vars(resolved).items() if name != "compat")
+
+    def test_the_authors_code_knows_no_small_data(self) -> None:
+        assert SearchSettings(compat="daas").resolved(SMALL).loss_weight == 0.1
 
     @pytest.mark.parametrize("epochs", [1, 2, 3, 5, 10, 50, 100])
     @pytest.mark.parametrize("method", ["da2s", "darts", "pc-darts"])

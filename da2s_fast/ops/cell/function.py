@@ -11,11 +11,12 @@ from torch import Tensor
 
 from da2s_fast.errors import UserError
 from da2s_fast.ops._backend import REFERENCE, choose_backend
+from da2s_fast.ops._layout import memory_format_of
 from da2s_fast.ops.cell import reference
 from da2s_fast.ops.cell.checks import fused_reasons, mismatch, values_per_channel
 from da2s_fast.ops.cell.memory import MemoryChoice, saves
 from da2s_fast.ops.cell.norm import EPS, Statistics
-from da2s_fast.ops.cell.operator import accumulation_dtype, layout
+from da2s_fast.ops.cell.operator import accumulation_dtype
 from da2s_fast.ops.cell.plan import CellPlan
 
 
@@ -158,7 +159,7 @@ def cell_reference(
             parts.append(found.new_zeros(2 * channels))
         else:
             parts += [statistics.mean, statistics.variance]
-    output = found.to(inputs[0].dtype).contiguous(memory_format=layout(inputs[0]))
+    output = found.to(inputs[0].dtype).contiguous(memory_format=memory_format_of(inputs[0]))
     return output, torch.cat([found.new_zeros(0), *parts]).detach()
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from da2s_fast.ops._backend import LIBRARY, define_operator, has_kernel
+from da2s_fast.ops._layout import memory_format_of
 from da2s_fast.ops._triton import register_triton
 from da2s_fast.ops.cell import autograd
 from da2s_fast.ops.cell.cost import Size, backward_operations, forward_operations
@@ -57,12 +58,6 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def layout(x: Tensor) -> torch.memory_format:
-    """Layout of the output and of the gradient of an input."""
-    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return torch.channels_last if last else torch.contiguous_format
-
-
 def _half(plan: CellPlan, length: int) -> int:
     return (length + 1) // 2 if plan.reduction else length
 
@@ -88,7 +83,7 @@ def _fake_forward(  # noqa: PLR0917 - the schema's arguments
     dtype = accumulation_dtype(x.dtype)
     numbers = saved_size(x.device, plan, int(x.shape[0]), sizes, save, dtype.itemsize)
     return (
-        output.to(memory_format=layout(inputs[0])),
+        output.to(memory_format=memory_format_of(inputs[0])),
         x.new_empty((2 * sum(cell.norm_channels),), dtype=dtype),
         x.new_empty((numbers,), dtype=dtype),
     )
@@ -113,7 +108,7 @@ def _fake_backward(  # noqa: PLR0917 - the schema's arguments
     numbers = sum(weight.numel() for weight in weights) if for_weights else 0
     return (
         [
-            torch.empty_like(x, memory_format=layout(x)) if wanted else x.new_empty((0,))
+            torch.empty_like(x, memory_format=memory_format_of(x)) if wanted else x.new_empty((0,))
             for x, wanted in zip(inputs, for_inputs, strict=True)
         ],
         p.new_empty(p.shape if for_p else (0,)),

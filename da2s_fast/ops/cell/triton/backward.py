@@ -29,9 +29,9 @@ from da2s_fast.kernels import schedule
 from da2s_fast.kernels.cell import reach, sums
 from da2s_fast.kernels.launch import launch
 from da2s_fast.kernels.schedule import Slot
+from da2s_fast.ops._layout import memory_format_of
 from da2s_fast.ops._triton import launched_as
 from da2s_fast.ops.cell.operations import CONVS, DENSE
-from da2s_fast.ops.cell.operator import layout as memory_format
 from da2s_fast.ops.cell.triton import compiled
 from da2s_fast.ops.cell.triton.ends import Collected, finish, leave, power_of_two
 from da2s_fast.ops.cell.triton.forward import (
@@ -70,7 +70,7 @@ def cell_backward(  # noqa: PLR0917 - the schema's arguments
     for_g = for_g and g is not None
     weight_count = layout.weights[-1] * for_weights
     found = [
-        torch.empty_like(x, memory_format=memory_format(x)) if wanted else x.new_empty((0,))
+        torch.empty_like(x, memory_format=memory_format_of(x)) if wanted else x.new_empty((0,))
         for x, wanted in zip(inputs, for_inputs, strict=True)
     ]
     grad_p = p.new_empty(p.shape if for_p else (0,))

@@ -23,9 +23,9 @@ from da2s_fast.kernels import schedule
 from da2s_fast.kernels.cell import convolve, mix, prepare
 from da2s_fast.kernels.launch import launch
 from da2s_fast.kernels.schedule import Slot
+from da2s_fast.ops._layout import memory_format_of
 from da2s_fast.ops._triton import launched_as, precision_of, rounds_to_tf32
 from da2s_fast.ops.cell.operator import accumulation_dtype
-from da2s_fast.ops.cell.operator import layout as memory_format
 from da2s_fast.ops.cell.triton import compiled
 from da2s_fast.ops.cell.triton.layout import (
     ENOUGH_PROGRAMS,
@@ -176,7 +176,7 @@ def cell(  # noqa: PLR0917 - the schema's arguments
     height, width = layout.after
     output = x.new_empty(
         (x.shape[0], cell_plan.outputs * cell_plan.channels, height, width)
-    ).contiguous(memory_format=memory_format(inputs[0]))
+    ).contiguous(memory_format=memory_format_of(inputs[0]))
     tensors: dict[Hashable, Tensor] = {
         **by_name(inputs, p, g),
         "saved": saved,

@@ -1,0 +1,54 @@
+"""The same computation under other conditions: threads, instruction sets, counted operations."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+Result = TypeVar("Result")
+
+
+@contextmanager
+def threads(number: int) -> Iterator[None]:
+    """Inside, torch computes with this number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def with_threads(function: Callable[[], Result]) -> list[Result]:
+    """What a function returns with 1, 2, 8 and again with 8 threads."""
+    results = []
+    for number in (1, 2, 8, 8):
+        with threads(number):
+            results.append(function())
+    return results
+
+
+def run_with_instruction_set(isa: str, code: str) -> None:
+    """Run Python code in a process whose kernels use an instruction set, and see that they did."""
+    code += "\nfrom da2s_fast.backends import build_info; print(build_info()['instruction_set'])"
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"DA2S_ISA": isa},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.split()[-1] == isa
+
+
+def counted(function: Callable[[], object]) -> int:
+    """Floating-point operations that torch counts in a call."""
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return counter.get_total_flops()

@@ -4,6 +4,15 @@
 #include "cell/reach.cuh"
 #include "cell/reach_states.cuh"
 
+// Two programs of `reach_states` with 16 channels fit into the shared memory of compute capability
+// 9.0 and later. Where a second one would not fit, registers left for it would be spilled for
+// nothing.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+#define DA2S_TWO 1
+#else
+#define DA2S_TWO 2
+#endif
+
 // `resident`: programs that a multiprocessor has shared memory for, and registers must suffice for.
 #define DA2S_KERNEL(name, Call, resident, ...)                                      \
   extern "C" __global__ void __launch_bounds__(da2s_fast::cell::kThreads, resident) \
@@ -11,13 +20,13 @@
     extern __shared__ __align__(16) char shared[];                                  \
     da2s_fast::cell::__VA_ARGS__(call, shared);                                     \
   }
-#define DA2S_CHANNELS(C)                                                                \
-  DA2S_KERNEL(cell_convolve_##C, Convolve, (C > 16 ? 1 : 2), convolve<C, false>)        \
-  DA2S_KERNEL(cell_convolve_##C##_second, Convolve, 2, convolve<C, true>)               \
-  DA2S_KERNEL(cell_reach_inner_##C, Reach, (C > 32 ? 1 : 2), reach_inner<C, 5>)         \
-  DA2S_KERNEL(cell_reach_inner_##C##_7x7, Reach, 1, reach_inner<C, 7>)                  \
-  DA2S_KERNEL(cell_reach_states_##C, ReachStates, (C > 32 ? 1 : 2), reach_states<C, 5>) \
-  DA2S_KERNEL(cell_reach_states_##C##_7x7, ReachStates, 1, reach_states<C, 7>)
+#define DA2S_CHANNELS(C)                                                                 \
+  DA2S_KERNEL(cell_convolve_##C, Convolve, (C > 16 ? 1 : 2), convolve<C, false>)         \
+  DA2S_KERNEL(cell_convolve_##C##_second, Convolve, 2, convolve<C, true>)                \
+  DA2S_KERNEL(cell_reach_inner_##C, Reach, (C > 32 ? 1 : 2), reach_inner<C, 5>)          \
+  DA2S_KERNEL(cell_reach_inner_##C##_7x7, Reach, 1, reach_inner<C, 7>)                   \
+  DA2S_KERNEL(cell_reach_states_##C, Reach, (C > 16 ? 1 : DA2S_TWO), reach_states<C, 5>) \
+  DA2S_KERNEL(cell_reach_states_##C##_7x7, Reach, 1, reach_states<C, 7>)
 
 DA2S_CHANNELS(4)
 DA2S_CHANNELS(8)
@@ -102,14 +111,17 @@ void cell_convolve(std::vector<int64_t> grid, Tensor table, Tensor packs, Tensor
         "cell_convolve", grid, shared, z, call);
 }
 
-void cell_reach_inner(std::vector<int64_t> grid, Tensor table, Tensor z, Tensor gradients,
-                      Tensor weights, std::optional<Tensor> weight_gradients, Tensor p_weights,
-                      std::optional<Tensor> g_weights, Tensor statistics, Tensor sums,
-                      int64_t pixels, int64_t weight_count, double eps, int64_t height,
-                      int64_t width, int64_t images, int64_t operations, int64_t halo, int64_t taps,
-                      int64_t log_width, int64_t log_height, int64_t log_images, int64_t channels,
-                      int64_t shared) {
+// `cell_reach_states` where there are rows of layers for groups of states, else `cell_reach_inner`.
+void cell_reach(std::vector<int64_t> grid, Tensor table, std::optional<Tensor> layers,
+                std::optional<Tensor> states, Tensor z, Tensor gradients, Tensor weights,
+                std::optional<Tensor> weight_gradients, Tensor p_weights,
+                std::optional<Tensor> g_weights, Tensor statistics, Tensor sums, int64_t pixels,
+                int64_t weight_count, double eps, int64_t height, int64_t width, int64_t images,
+                int64_t operations, int64_t pitch, int64_t halo, int64_t taps, int64_t log_width,
+                int64_t log_height, int64_t log_images, int64_t channels, int64_t shared) {
   const cell::Reach call{data<int64_t>(table),
+                         layers ? data<int64_t>(*layers) : nullptr,
+                         states ? data<float>(*states) : nullptr,
                          data<float>(z),
                          data<float>(gradients),
                          data<float>(weights),
@@ -125,51 +137,21 @@ void cell_reach_inner(std::vector<int64_t> grid, Tensor table, Tensor z, Tensor 
                          static_cast<int>(width),
                          static_cast<int>(images),
                          static_cast<int>(operations),
+                         static_cast<int>(pitch),
                          static_cast<int>(halo),
                          static_cast<int>(taps),
                          static_cast<int>(log_width),
                          static_cast<int>(log_height),
                          static_cast<int>(log_images)};
-  start(taps > 25 ? DA2S_CHOOSE(cell_reach_inner, _7x7, channels)
-                  : DA2S_CHOOSE(cell_reach_inner, , channels),
-        "cell_reach_inner", grid, shared, z, call);
-}
-
-void cell_reach_states(std::vector<int64_t> grid, Tensor table, Tensor layers, Tensor states,
-                       Tensor z, Tensor gradients, Tensor weights,
-                       std::optional<Tensor> weight_gradients, Tensor p_weights,
-                       std::optional<Tensor> g_weights, Tensor statistics, Tensor sums,
-                       int64_t pixels, int64_t weight_count, double eps, int64_t height,
-                       int64_t width, int64_t images, int64_t operations, int64_t pitch,
-                       int64_t halo, int64_t taps, int64_t log_width, int64_t log_height,
-                       int64_t log_images, int64_t channels, int64_t shared) {
-  const cell::ReachStates call{data<int64_t>(table),
-                               data<int64_t>(layers),
-                               data<float>(states),
-                               data<float>(z),
-                               data<float>(gradients),
-                               data<float>(weights),
-                               weight_gradients ? data<float>(*weight_gradients) : nullptr,
-                               data<float>(p_weights),
-                               g_weights ? data<float>(*g_weights) : nullptr,
-                               data<float>(statistics),
-                               data<double>(sums),
-                               pixels,
-                               weight_count,
-                               eps,
-                               static_cast<int>(height),
-                               static_cast<int>(width),
-                               static_cast<int>(images),
-                               static_cast<int>(operations),
-                               static_cast<int>(pitch),
-                               static_cast<int>(halo),
-                               static_cast<int>(taps),
-                               static_cast<int>(log_width),
-                               static_cast<int>(log_height),
-                               static_cast<int>(log_images)};
-  start(taps > 25 ? DA2S_CHOOSE(cell_reach_states, _7x7, channels)
+  const bool largest = taps > 25;
+  if (layers)
+    start(largest ? DA2S_CHOOSE(cell_reach_states, _7x7, channels)
                   : DA2S_CHOOSE(cell_reach_states, , channels),
-        "cell_reach_states", grid, shared, z, call);
+          "cell_reach_states", grid, shared, z, call);
+  else
+    start(largest ? DA2S_CHOOSE(cell_reach_inner, _7x7, channels)
+                  : DA2S_CHOOSE(cell_reach_inner, , channels),
+          "cell_reach_inner", grid, shared, z, call);
 }
 
 }  // namespace
@@ -177,7 +159,6 @@ void cell_reach_states(std::vector<int64_t> grid, Tensor table, Tensor layers, T
 
 STABLE_TORCH_LIBRARY_IMPL(da2s_fast, CUDA, library) {
   library.impl("cell_convolve", TORCH_BOX(&da2s_fast::cell_convolve));
-  library.impl("cell_reach_inner", TORCH_BOX(&da2s_fast::cell_reach_inner));
-  library.impl("cell_reach_states", TORCH_BOX(&da2s_fast::cell_reach_states));
+  library.impl("cell_reach", TORCH_BOX(&da2s_fast::cell_reach));
 }
 #endif

@@ -221,12 +221,15 @@ def inverse_deviation(variance, EPS: tl.constexpr):
 
 
 @triton.jit
-def chunk_sum(partial, channel, known, width, CHUNKS: tl.constexpr):
+def chunk_sum(
+    partial, channel, known, width, CHUNKS: tl.constexpr, AT_ONCE: tl.constexpr = 8
+):  # fmt: skip
     """Return the sum over chunks of (CHUNKS, 2, width) partial sums, float64.
 
-    Eight chunks are read at a time: more would take the registers of those who ask.
+    AT_ONCE chunks are read at a time. The more, the less is waited for memory, but they take the
+    registers of those who ask.
     """
-    several: tl.constexpr = min(CHUNKS, 8)
+    several: tl.constexpr = min(CHUNKS, AT_ONCE)
     at = partial + tl.arange(0, several)[:, None] * (2 * width) + channel[None, :]
     total = tl.zeros((several, channel.shape[0]), tl.float64)
     for _ in range(0, CHUNKS, several):

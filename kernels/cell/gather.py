@@ -36,18 +36,23 @@ from da2s_fast.kernels.cell.window import columns_of, tap_values, window_of
 
 
 @triton.jit
-def outputs_of(n, y, x, offset_y, offset_x, stride, height, width, live):
-    """Return which output (pixel index) reads (y, x) at an offset from its window's start.
+def output_of(place, offset, stride, size):
+    """Return which output reads a row or column at an offset from its window's start.
 
-    That is the output with output * stride + offset = input, if there is one: also returned.
+    That is the output with output * stride + offset = place, if there is one: also returned. A
+    stride is 1 or 2, so that nothing has to be divided.
     """
-    top = y - offset_y
-    left = x - offset_x
-    there = live & (top >= 0) & (left >= 0) & (top % stride == 0) & (left % stride == 0)
-    top = top // stride
-    left = left // stride
-    there = there & (top < height) & (left < width)
-    return (n.to(tl.int64) * height + top) * width + left, there
+    start = place - offset
+    output = start >> (stride - 1)
+    return output, (start >= 0) & ((start & (stride - 1)) == 0) & (output < size)
+
+
+@triton.jit
+def outputs_of(n, y, x, offset_y, offset_x, stride, height, width, live):
+    """Likewise of pixels (y, x) the output's index."""
+    top, in_column = output_of(y, offset_y, stride, height)
+    left, in_row = output_of(x, offset_x, stride, width)
+    return (n.to(tl.int64) * height + top) * width + left, live & in_column & in_row
 
 
 @triton.jit
@@ -78,24 +83,30 @@ def from_pool(
     position = z + place_of(row + POSITION)
     stride = tl.load(row + STRIDE).to(tl.int32)
     total = tl.zeros((n.shape[0], c.shape[0]), z.dtype.element_ty)
-    for tap in range(0, 9):
-        at, there = outputs_of(n, y, x, tap // 3 - 1, tap % 3 - 1, stride, height, width, live)
-        values = before_norm(
-            load_pixels(gradient, at, pitch, c, there, known),
-            load_pixels(outputs, at, channels, c, there, known),
-            there, known, scale, mean, shift, slope, given,
-        )  # fmt: skip
-        if kind == AVERAGE:
-            # The window starts a pixel before (y, x) - tap; cells outside do not count.
-            top = y - tap // 3
-            left = x - tap % 3
-            rows = tl.minimum(top + 3, in_height) - tl.maximum(top, 0)
-            columns = tl.minimum(left + 3, in_width) - tl.maximum(left, 0)
-            count = tl.maximum(rows * columns, 1).to(values.dtype)
-            total += values / count[:, None]
-        else:
-            winner = load_pixels(position, at, channels, c, there, known)
-            total += tl.where(there[:, None] & (winner == tap), values, 0)
+    for row_of_taps in range(0, 3):
+        top, in_column = output_of(y, row_of_taps - 1, stride, height)
+        before = (n.to(tl.int64) * height + top) * width
+        # The window starts a pixel before (y, x) - tap; cells outside do not count.
+        start = y - row_of_taps
+        rows = tl.minimum(start + 3, in_height) - tl.maximum(start, 0)
+        for column_of_taps in range(0, 3):
+            left, in_row = output_of(x, column_of_taps - 1, stride, width)
+            at = before + left
+            there = live & in_column & in_row
+            values = before_norm(
+                load_pixels(gradient, at, pitch, c, there, known),
+                load_pixels(outputs, at, channels, c, there, known),
+                there, known, scale, mean, shift, slope, given,
+            )  # fmt: skip
+            if kind == AVERAGE:
+                start = x - column_of_taps
+                columns = tl.minimum(start + 3, in_width) - tl.maximum(start, 0)
+                count = tl.maximum(rows * columns, 1).to(values.dtype)
+                total += values / count[:, None]
+            else:
+                winner = load_pixels(position, at, channels, c, there, known)
+                tap = row_of_taps * 3 + column_of_taps
+                total += tl.where(there[:, None] & (winner == tap), values, 0)
     return total
 
 
@@ -235,7 +246,7 @@ def gather(
             own = tl.where(kind == DENSE, out < cout, known)
         scale, mean, shift, slope = coefficients(
             row, p_weights, g_weights, operations, statistics, sums, columns, own, channels,
-            pixels, EPS, CHUNKS,
+            pixels, EPS, CHUNKS, 8 if SEPARABLES else 32,
         )  # fmt: skip
     for start in range(first, last, PIXELS):
         p = start + tl.arange(0, PIXELS)

@@ -30,6 +30,7 @@ def coefficients(
     pixels,
     EPS: tl.constexpr,
     CHUNKS: tl.constexpr,
+    AT_ONCE: tl.constexpr = 8,
 ):
     """Return scale, mean, shift and slope of a norm's backward pass, per channel."""
     dtype: tl.constexpr = statistics.dtype.element_ty
@@ -50,8 +51,8 @@ def coefficients(
         scale = scale * rstd
         if tl.load(row + FROZEN) == 0:
             partial = sums + tl.load(row + SUMS)
-            shift = (chunk_sum(partial, c, own, channels, CHUNKS) / pixels).to(dtype)
-            products = chunk_sum(partial + channels, c, own, channels, CHUNKS)
+            shift = (chunk_sum(partial, c, own, channels, CHUNKS, AT_ONCE) / pixels).to(dtype)
+            products = chunk_sum(partial + channels, c, own, channels, CHUNKS, AT_ONCE)
             exact = rstd.to(tl.float64)
             slope = (products * exact * exact / pixels).to(dtype)
     return scale, mean, shift, slope

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from da2s_fast.ops.cell.plan import CellPlan
-from da2s_fast.ops.cell.triton import backward, forward, layout
+from da2s_fast.ops.cell.triton import backward, ends, forward, layout
 from da2s_fast.ops.cell.triton.tables import tables_of
 from tests.ops.cell_cases import BOTH, FEW, NAS_BENCH_201, PLANS, Case, as_results
 from tests.ops.cell_cases import evaluate as evaluate_reference
@@ -30,11 +30,12 @@ WIDE = CellPlan(17, ("sep_conv_3x3",), 1, False, BOTH)
 
 @contextmanager
 def tiles_of(pixels: int) -> Iterator[None]:
-    """Several tiles and chunks even of tiny images."""
+    """Several tiles and chunks, and programs enough, even of tiny images."""
     caches = layout.layout_of, tables_of
     with pytest.MonkeyPatch.context() as patch:
         for name in ("PIXELS", "CHUNK_PIXELS", "IMAGE_CHUNK_PIXELS"):
             patch.setattr(layout, name, pixels)
+        patch.setattr(ends, "ENOUGH_PROGRAMS", 1)
         for cache in caches:
             cache.cache_clear()
         yield

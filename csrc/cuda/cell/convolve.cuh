@@ -45,7 +45,7 @@ struct Convolve {
   int log_images;
 };
 
-// Shared memory of a program, in this order; `bytes` is what a launch must ask for.
+// Shared memory of a program. What the tile takes is behind everything else.
 template <int C>
 struct Room {
   double* sums;    // (rows, C, 2) of the chunk
@@ -57,15 +57,16 @@ struct Room {
   float* weights;  // two of (C, C) and (taps, C)
   float* tile;
 
-  __device__ Room(char* shared, int taps) {
-    sums = reinterpret_cast<double*>(shared);
-    rows = reinterpret_cast<int64_t*>(sums + kMostRows * C * 2);
-    norm = reinterpret_cast<float*>(rows + kMostRows * kLayer);
-    pivots = norm + 2 * C;
-    partial = pivots + kMostRows * C;
-    between = partial + kWarps * C * 2;
-    weights = between + kTilePixels<C> * C;
-    tile = weights + 2 * (C + taps) * C;
+  __device__ Room(char* start, int taps) {
+    Shared shared{start};
+    sums = shared.take<double>(kMostRows * C * 2);
+    rows = shared.take<int64_t>(kMostRows * kLayer);
+    norm = shared.take<float>(2 * C);
+    pivots = shared.take<float>(kMostRows * C);
+    partial = shared.take<float>(kWarps * C * 2);
+    between = shared.take<float>(kTilePixels<C> * C);
+    weights = shared.take<float>(2 * (C + taps) * C);
+    tile = shared.take<float>(0);
   }
 };
 

@@ -16,29 +16,41 @@ __device__ float across_lanes(float v) {
   return v;
 }
 
-// Write a warp's sums of differences from the pivots and of their squares: (warps, C, 2).
+// Write a warp's sums of values and of their products with others: (warps, C, 2).
 template <int C>
-__device__ void add_up(const float (&values)[kPixels][4], const bool (&live)[kPixels],
-                       const float* pivots, float* partial) {
+__device__ void add_pairs(const float (&values)[kPixels][4], const float (&others)[kPixels][4],
+                          float* partial) {
   const int lane = threadIdx.x % 32, c = threadIdx.x % kQuads<C> * 4;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    const float pivot = pivots == nullptr ? 0 : pivots[c + i];
-    float sum = 0, squares = 0;
+    float sum = 0, products = 0;
 #pragma unroll
     for (int j = 0; j < kPixels; ++j) {
-      const float off = live[j] ? values[j][i] - pivot : 0;
-      sum += off;
-      squares += off * off;
+      sum += values[j][i];
+      products += values[j][i] * others[j][i];
     }
     sum = across_lanes<C>(sum);
-    squares = across_lanes<C>(squares);
+    products = across_lanes<C>(products);
     if (lane < kQuads<C>) {
       float* to = partial + (threadIdx.x / 32 * C + c + i) * 2;
       to[0] = sum;
-      to[1] = squares;
+      to[1] = products;
     }
   }
+}
+
+// Likewise of differences from the pivots and of their squares.
+template <int C>
+__device__ void add_up(const float (&values)[kPixels][4], const bool (&live)[kPixels],
+                       const float* pivots, float* partial) {
+  const int c = threadIdx.x % kQuads<C> * 4;
+  float off[kPixels][4];
+#pragma unroll
+  for (int j = 0; j < kPixels; ++j)
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      off[j][i] = live[j] ? values[j][i] - (pivots == nullptr ? 0 : pivots[c + i]) : 0;
+  add_pairs<C>(off, off, partial);
 }
 
 // The sum over warps of one number of a channel.
@@ -56,7 +68,6 @@ __device__ double across_threads(double own, double* scratch) {
   __syncthreads();
   double sum = 0;
   for (int part = threadIdx.x % C; part < kThreads; part += C) sum += scratch[part];
-  __syncthreads();
   return sum;
 }
 
@@ -77,6 +88,7 @@ __device__ void merge(const double* moments, int chunks, int64_t chunk_pixels, i
   for (int chunk = start; chunk < chunks && chunk * chunk_pixels < pixels; chunk += kParts)
     own += size_of(chunk) * (moments[chunk * 2 * C + c] - first);
   const double shift = across_threads<C>(own, scratch) / static_cast<double>(pixels);
+  __syncthreads();
   own = 0;
 #pragma unroll 4
   for (int chunk = start; chunk < chunks && chunk * chunk_pixels < pixels; chunk += kParts) {

@@ -7,11 +7,39 @@
 
 namespace da2s_fast::cell {
 
+// What a launch is given; tests/gpu/ptx/cuda.py packs the same fields.
+struct Reach {
+  const int64_t* table;   // of `Layer`, second layers; of `Group` for first ones
+  const int64_t* layers;  // of `Layer`, the groups' rows
+  const float* states;    // that first layers read
+  const float* z;
+  float* gradients;  // all of them
+  const float* weights;
+  float* weight_gradients;  // (chunks, weight_count), or none
+  const float* p_weights;   // (edges, operations)
+  const float* g_weights;   // (edges,), or none
+  const float* statistics;
+  double* sums;  // of gradients, partial; those of inner norms are written
+  int64_t pixels;
+  int64_t weight_count;
+  double eps;
+  int height;
+  int width;
+  int images;      // of a chunk
+  int operations;  // columns of p
+  int pitch;       // channels of a state
+  int halo;        // pixels around a tile
+  int taps;        // most of a depthwise convolution
+  int log_width;   // extents of a tile
+  int log_height;
+  int log_images;
+};
+
 // Scale, mean, shift and slope of dz = scale (G - shift - (z - mean) slope), (4, C). Where
 // statistics are given or there is no norm, z has no part in it: shift and slope are 0. All threads
 // add up chunks, through `scratch` of two doubles per thread.
-template <int C, class Call>
-__device__ __forceinline__ void coefficients(const Call& call, const int64_t* row, float* to,
+template <int C>
+__device__ __forceinline__ void coefficients(const Reach& call, const int64_t* row, float* to,
                                              double* scratch) {
   constexpr int kParts = kThreads / C;
   const int c = threadIdx.x % C;
@@ -54,8 +82,8 @@ __device__ __forceinline__ void coefficients(const Call& call, const int64_t* ro
 }
 
 // dz of a tile, (pixels, C), 0 where there is no pixel.
-template <int C, class Call>
-__device__ __forceinline__ void load_dz(const Call& call, const int64_t* row,
+template <int C>
+__device__ __forceinline__ void load_dz(const Reach& call, const int64_t* row,
                                         const float* coefficients, const Tile& tile, int64_t first,
                                         int64_t last, float* to) {
   const int c = threadIdx.x % kQuads<C> * 4;

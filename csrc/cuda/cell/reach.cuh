@@ -15,33 +15,8 @@
 
 namespace da2s_fast::cell {
 
-// What a launch is given; tests/gpu/ptx/cuda.py packs the same fields.
-struct Reach {
-  const int64_t* table;  // of `Layer`, second layers
-  const float* z;
-  float* gradients;  // all of them
-  const float* weights;
-  float* weight_gradients;  // (chunks, weight_count), or none
-  const float* p_weights;   // (edges, operations)
-  const float* g_weights;   // (edges,), or none
-  const float* statistics;
-  double* sums;  // of gradients, partial; those of inner norms are written
-  int64_t pixels;
-  int64_t weight_count;
-  double eps;
-  int height;
-  int width;
-  int images;      // of a chunk
-  int operations;  // columns of p
-  int halo;        // pixels around a tile
-  int taps;        // most of a depthwise convolution
-  int log_width;   // extents of a tile
-  int log_height;
-  int log_images;
-};
-
-// Shared memory of a program, in this order; what is behind `dz` also holds the threads' parts of
-// gradients of weights while they are added up.
+// Shared memory of a program. What is behind `dz` also holds the threads' parts of gradients of
+// weights while they are added up.
 template <int C>
 struct ReachRoom {
   double* sums;         // (2, C) of the chunk
@@ -56,18 +31,19 @@ struct ReachRoom {
   float* between;       // likewise
   float* tile;
 
-  __device__ ReachRoom(char* shared, int taps) {
-    sums = reinterpret_cast<double*>(shared);
-    row = reinterpret_cast<int64_t*>(sums + 2 * C);
-    coefficients = reinterpret_cast<float*>(row + kLayer);
-    norm = coefficients + 4 * C;
-    partial = norm + 2 * C;
-    product = partial + kWarps * C * 2;
-    spatial = product + C * C;
-    dz = spatial + taps * C;
-    total = dz + kTilePixels<C> * C;
-    between = total + kTilePixels<C> * C;
-    tile = between + kTilePixels<C> * C;
+  __device__ ReachRoom(char* start, int taps) {
+    Shared shared{start};
+    sums = shared.take<double>(2 * C);
+    row = shared.take<int64_t>(kLayer);
+    coefficients = shared.take<float>(4 * C);
+    norm = shared.take<float>(2 * C);
+    partial = shared.take<float>(kWarps * C * 2);
+    product = shared.take<float>(C * C);
+    spatial = shared.take<float>(taps * C);
+    dz = shared.take<float>(kTilePixels<C> * C);
+    total = shared.take<float>(kTilePixels<C> * C);
+    between = shared.take<float>(kTilePixels<C> * C);
+    tile = shared.take<float>(0);
   }
 };
 
@@ -88,8 +64,8 @@ __device__ void load_spatial(const float* from, int taps, bool turned, float* to
 }
 
 // The chunk's first pass. `load_input(tile)` fills the room's tile with the layer's input.
-template <int C, int kKernelSize, int kDilation, int kStride, class Call, class LoadInput>
-__device__ __forceinline__ void pull(const Call& call, const ReachRoom<C>& room, const Tile& start,
+template <int C, int kKernelSize, int kDilation, int kStride, class LoadInput>
+__device__ __forceinline__ void pull(const Reach& call, const ReachRoom<C>& room, const Tile& start,
                                      int first_image, int end_image, LoadInput load_input) {
   const int64_t* row = room.row;
   const int64_t size = int64_t(call.height) * call.width;
@@ -128,29 +104,6 @@ __device__ __forceinline__ void pull(const Call& call, const ReachRoom<C>& room,
   float* to = call.weight_gradients + blockIdx.x * call.weight_count;
   write_products<C>(products, room.dz, to + row[kProduct]);
   write_taps<C, kKernelSize * kKernelSize>(taps, room.dz, to + row[kSpatial]);
-}
-
-// A tile's sums of gradients and of gradients times centred values: (warps, C, 2).
-template <int C>
-__device__ void add_pairs(const float (&gradients)[kPixels][4], const float (&centred)[kPixels][4],
-                          float* partial) {
-  const int lane = threadIdx.x % 32, c = threadIdx.x % kQuads<C> * 4;
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    float sum = 0, products = 0;
-#pragma unroll
-    for (int j = 0; j < kPixels; ++j) {
-      sum += gradients[j][i];
-      products += gradients[j][i] * centred[j][i];
-    }
-    sum = across_lanes<C>(sum);
-    products = across_lanes<C>(products);
-    if (lane < kQuads<C>) {
-      float* to = partial + (threadIdx.x / 32 * C + c + i) * 2;
-      to[0] = sum;
-      to[1] = products;
-    }
-  }
 }
 
 // One pixel's 4 channels through ReLU behind a norm; centred values of z come along.
@@ -211,8 +164,7 @@ struct Images {
   int end;
 };
 
-template <class Call>
-__device__ Images images_of(const Call& call) {
+__device__ inline Images images_of(const Reach& call) {
   const int images = static_cast<int>(call.pixels / (int64_t(call.height) * call.width));
   const int first = static_cast<int>(blockIdx.x) * call.images, end = first + call.images;
   return {first < images ? first : images, end < images ? end : images};

@@ -10,34 +10,6 @@
 
 namespace da2s_fast::cell {
 
-// What a launch is given; tests/gpu/ptx/cuda.py packs the same fields.
-struct ReachStates {
-  const int64_t* table;   // of `Group`
-  const int64_t* layers;  // of `Layer`, the groups' rows
-  const float* states;
-  const float* z;
-  float* gradients;  // all of them
-  const float* weights;
-  float* weight_gradients;  // (chunks, weight_count), or none
-  const float* p_weights;   // (edges, operations)
-  const float* g_weights;   // (edges,), or none
-  const float* statistics;
-  const double* sums;  // of gradients, partial
-  int64_t pixels;
-  int64_t weight_count;
-  double eps;
-  int height;
-  int width;
-  int images;      // of a chunk
-  int operations;  // columns of p
-  int pitch;       // channels of a state
-  int halo;        // pixels around a tile
-  int taps;        // most of a depthwise convolution
-  int log_width;   // extents of a tile
-  int log_height;
-  int log_images;
-};
-
 // Add 4 channels to a pixel of the state's gradient. Where that has the order of channels before
 // the shuffle of K parts, channel c is the (c / K)th of part c % K.
 __device__ __forceinline__ void add_to_state(float* gradient, int c, int pitch, int shuffled,
@@ -53,7 +25,7 @@ __device__ __forceinline__ void add_to_state(float* gradient, int c, int pitch, 
 }
 
 // Through ReLU to 4 channels of a pixel of the state, which is at `source` among the states.
-__device__ __forceinline__ void add_behind_relu(const ReachStates& call, const int64_t* group,
+__device__ __forceinline__ void add_behind_relu(const Reach& call, const int64_t* group,
                                                 int64_t source, int64_t pixel, int c, float4 v) {
   const int64_t at = pixel * call.pitch;
   const float4 x = *reinterpret_cast<const float4*>(call.states + source + at + c);
@@ -65,7 +37,7 @@ __device__ __forceinline__ void add_behind_relu(const ReachStates& call, const i
 
 // The chunk's second pass at stride 1: a depthwise convolution with the kernel turned around.
 template <int C, int kKernelSize, int kDilation>
-__device__ __forceinline__ void gather_state(const ReachStates& call, const ReachRoom<C>& room,
+__device__ __forceinline__ void gather_state(const Reach& call, const ReachRoom<C>& room,
                                              const int64_t* group, const Tile& start,
                                              const Images& images) {
   const int64_t* row = room.row;
@@ -92,7 +64,7 @@ __device__ __forceinline__ void gather_state(const ReachStates& call, const Reac
 
 // Likewise at stride 2: pixels of the input collect from the outputs whose windows hold them.
 template <int C>
-__device__ __forceinline__ void gather_strided(const ReachStates& call, const ReachRoom<C>& room,
+__device__ __forceinline__ void gather_strided(const Reach& call, const ReachRoom<C>& room,
                                                const int64_t* group, const Tile& start,
                                                const Images& images) {
   const int64_t *row = room.row, source = row[kSource];
@@ -134,7 +106,7 @@ __device__ __forceinline__ void gather_strided(const ReachStates& call, const Re
 }
 
 template <int C, int kKernelSize, int kDilation, int kStride>
-__device__ __forceinline__ void reach_state_as(const ReachStates& call, const ReachRoom<C>& room,
+__device__ __forceinline__ void reach_state_as(const Reach& call, const ReachRoom<C>& room,
                                                const int64_t* group) {
   const Images images = images_of(call);
   const Input input{static_cast<int>(room.row[kHeight]), static_cast<int>(room.row[kWidth]),
@@ -153,7 +125,7 @@ __device__ __forceinline__ void reach_state_as(const ReachStates& call, const Re
 }
 
 template <int C, int kStride, int kMost>
-__device__ __forceinline__ void reach_state(const ReachStates& call, const ReachRoom<C>& room,
+__device__ __forceinline__ void reach_state(const Reach& call, const ReachRoom<C>& room,
                                             const int64_t* group) {
   const int64_t kernel = room.row[kKernel];
   if (room.row[kDilation] == 1) {
@@ -168,7 +140,7 @@ __device__ __forceinline__ void reach_state(const ReachStates& call, const Reach
 
 // kMost: as for `reach_inner`.
 template <int C, int kMost>
-__device__ __forceinline__ void reach_states(const ReachStates& call, char* shared) {
+__device__ __forceinline__ void reach_states(const Reach& call, char* shared) {
   const ReachRoom<C> room(shared, call.taps);
   const int64_t* group = call.table + blockIdx.y * kGroup;
   for (int64_t layer = 0; layer < group[kGroupLength]; ++layer) {

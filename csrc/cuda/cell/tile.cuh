@@ -21,6 +21,18 @@ constexpr int kQuads = C / 4;
 template <int C>
 constexpr int kTilePixels = kPixels * kThreads / kQuads<C>;
 
+// Hands out a program's shared memory from its start: what needs the largest alignment comes first.
+struct Shared {
+  char* next;
+
+  template <class T>
+  __device__ T* take(int64_t numbers) {
+    T* taken = reinterpret_cast<T*>(next);
+    next += numbers * sizeof(T);
+    return taken;
+  }
+};
+
 // The input of the layers of a pack, an image after the other.
 struct Input {
   int height;

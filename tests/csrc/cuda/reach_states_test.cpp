@@ -194,7 +194,7 @@ struct ReachStates {
   Buffer<double> sums;
   std::vector<float> before;
   int64_t rows[2 * cell::kLayer] = {}, group[cell::kGroup] = {};
-  cell::ReachStates call;
+  cell::Reach call;
 };
 
 DA2S_TEST(cuda_gradients_of_states) {

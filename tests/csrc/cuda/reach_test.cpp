@@ -52,6 +52,8 @@ struct Reach {
     while (1 << log_width < width) ++log_width;
     const int halo = kernel / 2;
     call = {row,
+            nullptr,
+            nullptr,
             z.data(),
             gradients.data(),
             weights.data(),
@@ -67,6 +69,7 @@ struct Reach {
             width,
             chunk_images,
             2,
+            C,
             halo,
             taps,
             log_width,

@@ -27,6 +27,13 @@ _FLAGS = ("-std=c++17", "-O3", "-DDA2S_STANDALONE")
 MISSING = "nvcc was not found: CUDA kernels are NOT executed here, install the CUDA toolkit"
 
 # The struct that a kernel gets: its fields in order, with the letters of the struct module.
+_REACH = [
+    ("P", "table layers states z gradients weights weight_gradients p_weights g_weights"),
+    ("P", "statistics sums"),
+    ("q", "pixels weight_count"),
+    ("d", "eps"),
+    ("i", "height width images operations pitch halo taps log_width log_height log_images"),
+]
 _FIELDS = {
     "cell_convolve": [
         ("P", "table packs source z weights moments statistics"),
@@ -34,19 +41,8 @@ _FIELDS = {
         ("d", "eps"),
         ("i", "height width pitch known halo taps log_width log_height log_images"),
     ],
-    "cell_reach_inner": [
-        ("P", "table z gradients weights weight_gradients p_weights g_weights statistics sums"),
-        ("q", "pixels weight_count"),
-        ("d", "eps"),
-        ("i", "height width images operations halo taps log_width log_height log_images"),
-    ],
-    "cell_reach_states": [
-        ("P", "table layers states z gradients weights weight_gradients p_weights g_weights"),
-        ("P", "statistics sums"),
-        ("q", "pixels weight_count"),
-        ("d", "eps"),
-        ("i", "height width images operations pitch halo taps log_width log_height log_images"),
-    ],
+    "cell_reach_inner": _REACH,
+    "cell_reach_states": _REACH,
 }
 
 

@@ -283,6 +283,8 @@ class _Backward:
             compiled.REACH_INNER,
             (self.call.layout.image_chunks, step.second.length),
             table=step.second.table,
+            layers=None,
+            states=None,
             **self._compiled(step.second_packs.windows),
         )
 
@@ -293,6 +295,7 @@ class _Backward:
             **self._weights(),
             "weight_gradients": self.collected.weight_gradients if self.for_weights else None,
             "eps": self.call.eps,
+            "pitch": self.call.layout.plan.channels,
             **compiled.reach_arguments(self.call.layout, windows),
         }
 
@@ -342,6 +345,5 @@ class _Backward:
             table=reaching.compiled.table,
             layers=reaching.layers.table,
             states=self.call.states,
-            pitch=self.call.layout.plan.channels,
             **self._compiled(reaching.windows),
         )

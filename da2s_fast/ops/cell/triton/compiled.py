@@ -26,25 +26,18 @@ _CONVOLVE = define_operator(
     "float eps, int height, int width, int pitch, bool known, int halo, int taps, int log_width, "
     "int log_height, int log_images, int channels, bool second, int shared) -> ()"
 )
-# As `Reach`; weight_gradients are None where weights want none.
-_REACH_INNER = define_operator(
-    "cell_reach_inner(int[] grid, Tensor table, Tensor z, Tensor(a!) gradients, Tensor weights, "
-    "Tensor(b!)? weight_gradients, Tensor p_weights, Tensor? g_weights, Tensor statistics, "
-    "Tensor(c!) sums, int pixels, int weight_count, float eps, int height, int width, int images, "
-    "int operations, int halo, int taps, int log_width, int log_height, int log_images, "
-    "int channels, int shared) -> ()"
-)
-# As `ReachStates`.
-_REACH_STATES = define_operator(
-    "cell_reach_states(int[] grid, Tensor table, Tensor layers, Tensor states, Tensor z, "
+# Likewise `Reach`; layers and states are those of first layers, weight_gradients are None where
+# weights want none.
+_REACH = define_operator(
+    "cell_reach(int[] grid, Tensor table, Tensor? layers, Tensor? states, Tensor z, "
     "Tensor(a!) gradients, Tensor weights, Tensor(b!)? weight_gradients, Tensor p_weights, "
-    "Tensor? g_weights, Tensor statistics, Tensor sums, int pixels, int weight_count, float eps, "
-    "int height, int width, int images, int operations, int pitch, int halo, int taps, "
+    "Tensor? g_weights, Tensor statistics, Tensor(c!) sums, int pixels, int weight_count, "
+    "float eps, int height, int width, int images, int operations, int pitch, int halo, int taps, "
     "int log_width, int log_height, int log_images, int channels, int shared) -> ()"
 )
 CONVOLVE = CudaKernel("cell_convolve", torch.ops.da2s_fast.cell_convolve)
-REACH_INNER = CudaKernel("cell_reach_inner", torch.ops.da2s_fast.cell_reach_inner)
-REACH_STATES = CudaKernel("cell_reach_states", torch.ops.da2s_fast.cell_reach_states)
+REACH_INNER = CudaKernel("cell_reach_inner", torch.ops.da2s_fast.cell_reach)
+REACH_STATES = CudaKernel("cell_reach_states", torch.ops.da2s_fast.cell_reach)
 
 # As in csrc/cuda/cell/table.cuh and tile.cuh.
 _CHANNELS = (4, 8, 16, 32, 64)

@@ -11,7 +11,7 @@ from da2s_fast.kernels.launch import launch
 from da2s_fast.kernels.schedule import Slot
 from da2s_fast.ops._triton import launched_as
 from da2s_fast.ops.cell.triton.forward import Call, cdiv
-from da2s_fast.ops.cell.triton.layout import block_of
+from da2s_fast.ops.cell.triton.layout import ENOUGH_PROGRAMS, block_of
 
 _ADDED = 256  # numbers that a program adds up over the chunks
 
@@ -40,20 +40,21 @@ def leave(call: Call, collected: Collected, found: Sequence[Slot | None]) -> Non
     in_blocks = cdiv(max(x.shape[1] for x in call.inputs), options["BLOCK"])
     parts = [{"identity": 0, "conv": 1, "reduce": 2}[kind] for kind in plan.preprocess]
     tasks = len(found) + sum(parts) * collected.for_weights
-    sizes = [
-        cdiv(x.shape[0] * x.shape[2] * x.shape[3], options["PIXELS"])
-        * cdiv(x.shape[1], options["BLOCK"])
-        for x, to in zip(call.inputs, found, strict=True)
-        if to is not None
+    tiles = [cdiv(x.shape[0] * x.shape[2] * x.shape[3], options["PIXELS"]) for x in call.inputs]
+    reduces = "reduce" in plan.preprocess
+    whole = blocks == 1 and not reduces and min(tiles) >= ENOUGH_PROGRAMS
+    programs = [
+        own * (1 if whole else cdiv(x.shape[1], options["BLOCK"])) * (to is not None)
+        for own, x, to in zip(tiles, call.inputs, found, strict=True)
     ]
-    if tasks > len(found):
-        sizes.append(layout.image_chunks * in_blocks * blocks)
-    if not sizes:
+    pulling = layout.image_chunks * in_blocks * blocks * (tasks > len(found))
+    most = max(*programs, pulling)
+    if not most:
         return
     height, width = layout.before
     launch(
         prepare_backward.leave,
-        (max(sizes), tasks),
+        (most, tasks),
         **launched_as("leave", call.states.device),
         table=call.tables.parts.table,
         inputs=tuple(call.inputs),
@@ -64,6 +65,8 @@ def leave(call: Call, collected: Collected, found: Sequence[Slot | None]) -> Non
         cins=tuple(x.shape[1] for x in call.inputs),
         firsts=tuple(sum(parts[:position]) for position in range(len(parts))),
         parts=tuple(parts),
+        programs=tuple(programs),
+        pulling_programs=pulling,
         state_gradients=tuple(layout.gradients[: plan.inputs]),
         weights=call.weights,
         weight_gradients=collected.weight_gradients,
@@ -79,6 +82,8 @@ def leave(call: Call, collected: Collected, found: Sequence[Slot | None]) -> Non
         weight_count=layout.weights[-1],
         images=layout.images,
         in_blocks=in_blocks,
+        REDUCES=reduces,
+        WHOLE=whole,
         WEIGHTS=tasks > len(found),
         EPS=call.eps,
         CHUNKS=layout.image_chunks,

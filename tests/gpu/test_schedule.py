@@ -248,7 +248,7 @@ def test_operators_of_the_library_are_called_by_their_schemas(monkeypatch):
                 parts = [slot.filled(tensors) for slot in own._parts]
                 numbers = {slot: number for number, slot in enumerate(own._parts)}
                 started = direct.operator(one, numbers)
-                with pytest.raises(NotImplementedError, match=f"{one.kernel.name}.* 'CPU'"):
+                with pytest.raises(NotImplementedError, match="'CPU' backend"):
                     started([], parts, 0)
                 found.append(one.kernel.name)
         once(own, tensors)

@@ -85,7 +85,7 @@ class Pass {
   template <class Work>
   void for_groups(Work work) const {
     for_each_block(
-        images_, 1, [&] { return make_scratch(); }, [](Scratch<T>) {},
+        images_, 1, false, [&] { return make_scratch(); }, [](Scratch<T>) {},
         [&](const GroupBlock& block, const Scratch<T>& scratch) {
           work(block.chunk, block.begin, scratch);
         });

@@ -145,8 +145,9 @@ class CellPass {
   enum class Loop { forward, backward, preprocess, preprocess_back };
   template <class Work>
   void for_blocks(Loop loop, Work work) const {
+    reversed_ = !reversed_;
     for_each_block(
-        images_, block_groups(), [&] { return take_scratch(loop); },
+        images_, block_groups(), reversed_, [&] { return take_scratch(loop); },
         [&](Scratch<T> scratch) { give_back(loop, std::move(scratch)); }, work);
   }
 
@@ -222,6 +223,7 @@ class CellPass {
   Scratch<T> take_scratch(Loop loop) const;
   void give_back(Loop loop, Scratch<T> scratch) const;
 
+  mutable bool reversed_ = true;  // the last loop
   mutable std::mutex mutex_;
   mutable std::vector<Scratch<T>> free_scratch_;  // of forward or backward loops, borders are zero
 };

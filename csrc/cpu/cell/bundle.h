@@ -25,6 +25,15 @@ struct Outer {
   ImageStrides at;
   int64_t channels;
   Size size;
+
+  // `count` of its rows.
+  Outer rows(int64_t first, int64_t count) const {
+    const int64_t bytes = type == OuterType::float64 ? 8 : type == OuterType::float32 ? 4 : 2;
+    Outer part = *this;
+    part.data = static_cast<char*>(data) + first * at.row * bytes;
+    part.size.height = count;
+    return part;
+  }
 };
 
 template <class T>
@@ -193,6 +202,8 @@ class CellPass {
     return made;
   }
 
+  // The rows of an input that its preprocessing takes at a time.
+  Size strip(const Layer& layer, Size size) const;
   // Features of an input before their norm, in the place of the state that they become.
   void preprocess_features(int64_t input, int64_t group, const Scratch<T>& scratch) const;
   // The state: these features normalized, or the input itself.
@@ -213,7 +224,7 @@ class CellPass {
   Size before_, after_;
   int64_t border_;
   std::vector<Bundle<T>> bundles_;          // by source state
-  std::vector<PackedLayer<T>> preprocess_;  // by norm slot
+  std::vector<PackedLayer<T>> preprocess_;  // by norm slot, for a strip of rows
   std::vector<T*> states_;
   T* mean_ = nullptr;
   T* rstd_ = nullptr;

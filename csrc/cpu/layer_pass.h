@@ -48,7 +48,7 @@ class LayerPass {
   template <class Work>
   void for_groups(Work work) const {
     for_each_block(
-        images_, 1, [&] { return make_scratch(); }, [](Scratch) {},
+        images_, 1, false, [&] { return make_scratch(); }, [](Scratch) {},
         [&](const GroupBlock& block, const Scratch& scratch) {
           work(block.chunk, block.begin, scratch);
         });

@@ -7,8 +7,9 @@
 namespace da2s_fast {
 namespace {
 
-// A block's tensors of one kind should fit into a part of the second cache.
-constexpr int64_t kBlockBytes = 1 << 17;
+// A block's tensors of one kind should fit into a part of the second cache, and so should what
+// preprocessing takes of an input, which has several times the channels.
+constexpr int64_t kBlockBytes = 1 << 17, kStripBytes = 1 << 18;
 
 template <class T>
 int64_t vector_lanes() {
@@ -89,7 +90,8 @@ void CellPass<T>::lay_out(Arena& saved, Arena& workspace, bool backward) {
   preprocess_.clear();
   for (int64_t i = 0; i < plan_.inputs; ++i)
     for (const Layer& layer : plan_.preprocess[i]) {
-      preprocess_.emplace_back(layer, in_.inputs[i].size, images_.per_group, layer.border());
+      preprocess_.emplace_back(layer, strip(layer, in_.inputs[i].size), images_.per_group,
+                               layer.border());
       preprocess_.back().lay_out(backward, workspace);
     }
   const int64_t numbers = plan_.norm_offset(plan_.norm_count) * images_.per_group;
@@ -339,12 +341,24 @@ Grid<const T> CellPass<T>::bypass_of(const Bundle<T>& bundle, int64_t group, T* 
 }
 
 template <class T>
+Size CellPass<T>::strip(const Layer& layer, Size size) const {
+  if (layer.taps() > 1 || layer.stride > 1) return size;
+  const int64_t pixel = layer.in_channels * images_.per_group * static_cast<int64_t>(sizeof(T));
+  while (size.height % 2 == 0 && size.pixels() * pixel > kStripBytes) size.height /= 2;
+  return size;
+}
+
+template <class T>
 void CellPass<T>::preprocess_features(int64_t input, int64_t group,
                                       const Scratch<T>& scratch) const {
   const PackedLayer<T>& layer = preprocess_[plan_.preprocess[input][0].norm];
-  const Grid<T> x = layer.inside(scratch.input);
-  import_images(in_.inputs[input], group, true, 0, layer.layer().in_channels, x);
-  layer.forward(x, scratch.middle, state(input, group).data);
+  const Grid<T> x = layer.inside(scratch.input), to = state(input, group);
+  const Outer& outer = in_.inputs[input];
+  const int64_t rows = layer.in_size().height;
+  for (int64_t y = 0; y < outer.size.height; y += rows) {
+    import_images(outer.rows(y, rows), group, true, 0, layer.layer().in_channels, x);
+    layer.forward(x, scratch.middle, to.at(y, 0).data);
+  }
 }
 
 template <class T>

@@ -25,6 +25,15 @@ struct Outer {
   ImageStrides at;
   int64_t channels;
   Size size;
+
+  // `count` of its rows.
+  Outer rows(int64_t first, int64_t count) const {
+    const int64_t bytes = type == OuterType::float64 ? 8 : type == OuterType::float32 ? 4 : 2;
+    Outer part = *this;
+    part.data = static_cast<char*>(data) + first * at.row * bytes;
+    part.size.height = count;
+    return part;
+  }
 };
 
 template <class T>
@@ -145,8 +154,9 @@ class CellPass {
   enum class Loop { forward, backward, preprocess, preprocess_back };
   template <class Work>
   void for_blocks(Loop loop, Work work) const {
+    reversed_ = !reversed_;
     for_each_block(
-        images_, block_groups(), [&] { return take_scratch(loop); },
+        images_, block_groups(), reversed_, [&] { return take_scratch(loop); },
         [&](Scratch<T> scratch) { give_back(loop, std::move(scratch)); }, work);
   }
 
@@ -192,6 +202,8 @@ class CellPass {
     return made;
   }
 
+  // The rows of an input that its preprocessing takes at a time.
+  Size strip(const Layer& layer, Size size) const;
   // Features of an input before their norm, in the place of the state that they become.
   void preprocess_features(int64_t input, int64_t group, const Scratch<T>& scratch) const;
   // The state: these features normalized, or the input itself.
@@ -212,7 +224,7 @@ class CellPass {
   Size before_, after_;
   int64_t border_;
   std::vector<Bundle<T>> bundles_;          // by source state
-  std::vector<PackedLayer<T>> preprocess_;  // by norm slot
+  std::vector<PackedLayer<T>> preprocess_;  // by norm slot, for a strip of rows
   std::vector<T*> states_;
   T* mean_ = nullptr;
   T* rstd_ = nullptr;
@@ -222,6 +234,7 @@ class CellPass {
   Scratch<T> take_scratch(Loop loop) const;
   void give_back(Loop loop, Scratch<T> scratch) const;
 
+  mutable bool reversed_ = true;  // the last loop
   mutable std::mutex mutex_;
   mutable std::vector<Scratch<T>> free_scratch_;  // of forward or backward loops, borders are zero
 };

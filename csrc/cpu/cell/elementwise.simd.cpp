@@ -8,6 +8,9 @@ namespace da2s_fast::DA2S_ISA {
 namespace {
 
 constexpr int64_t kRun = 32;
+// How far before their use candidates are asked for, in bytes: several at a time come from memory,
+// and processors stop reading ahead where a page of 4096 bytes ends.
+constexpr int64_t kAhead = 3072;
 
 // Calls run(lane, first, count) for every vector of lanes and every run of pixels.
 template <class T, class Run>
@@ -31,6 +34,13 @@ template <class T, class Run>
 DA2S_INLINE void for_rows(int64_t height, int64_t lanes, Run run) {
   for (int64_t y = 0; y < height; ++y)
     for (int64_t lane = 0; lane < lanes; lane += kLanes<T>) run(y, lane);
+}
+
+// Reads a number of a tensor that comes from memory.
+template <class T>
+DA2S_INLINE Vector<T> read_streaming(const T* p) {
+  __builtin_prefetch(reinterpret_cast<const char*>(p) + kAhead);
+  return read(p);
 }
 
 template <int Count>
@@ -96,7 +106,7 @@ DA2S_INLINE void mix_together(const Mixed<T>* parts, bool add, Size size, int64_
     for (int64_t i = 0; i < pixels; ++i, to += out.pixel) {
       Vector<T> total = add ? read(to) : Vector<T>{};
       for (int j = 0; j < Count; ++j) {
-        total += factor[j] * (read(from[j]) - center[j]);
+        total += factor[j] * (read_streaming(from[j]) - center[j]);
         from[j] += parts[j].z.pixel;
       }
       write(to, total);
@@ -120,7 +130,7 @@ DA2S_INLINE void multiply_together(Grid<const T> g, const Factor<T>* factors, Si
       const Vector<T> value = read(left);
       left += g.pixel;
       for (int j = 0; j < Count; ++j) {
-        sum[j][which] += value * (read(from[j]) - center[j]);
+        sum[j][which] += value * (read_streaming(from[j]) - center[j]);
         from[j] += factors[j].z.pixel;
       }
     };

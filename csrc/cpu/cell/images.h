@@ -52,14 +52,15 @@ struct GroupBlock {
 // Calls work(block, scratch) for all blocks of at most `size` groups, several at a time, with a
 // scratch = take() for each thread, handed to give_back(scratch) at the end. A thread begins with
 // the chunks that are its own in every loop, which its cache may still hold; whoever is done early
-// takes what others have left.
+// takes what others have left. Reversed, a loop comes first to what the loop before it did last.
 template <class Take, class GiveBack, class Work>
-void for_each_block(const Images& images, int64_t size, Take take, GiveBack give_back, Work work) {
+void for_each_block(const Images& images, int64_t size, bool reversed, Take take,
+                    GiveBack give_back, Work work) {
   std::array<std::atomic<bool>, kMostChunks> taken{};
-  parallel_for(0, images.chunks, 1, [&](int64_t begin, int64_t) {
+  parallel_for(0, images.chunks, 1, [&](int64_t begin, int64_t end) {
     auto scratch = take();
     for (int64_t i = 0; i < images.chunks; ++i) {
-      const int64_t chunk = (begin + i) % images.chunks;
+      const int64_t chunk = (reversed ? end - 1 - i + images.chunks : begin + i) % images.chunks;
       if (taken[chunk].exchange(true, std::memory_order_relaxed)) continue;
       for (int64_t at = images.first(chunk); at < images.first(chunk + 1); at += size)
         work(GroupBlock{chunk, at, std::min(at + size, images.first(chunk + 1))}, scratch);

@@ -20,7 +20,7 @@ void Backward<T>::preprocess_back(int64_t input) {
   sum_state(input, slot);
   const PackedLayer<T>& layer = this->preprocess_[slot];
   const Size size = layer.in_size();
-  const int64_t channels = layer.layer().in_channels;
+  const int64_t height = in_.inputs[input].size.height, channels = layer.layer().in_channels;
   this->for_blocks(Loop::preprocess_back, [&](const GroupBlock& block, const Scratch<T>& scratch) {
     clear_weights(block, layer.sums());
     for (int64_t group = block.begin; group < block.end; ++group) {
@@ -29,14 +29,16 @@ void Backward<T>::preprocess_back(int64_t input) {
                      scratch.dz);
       clear_missing(scratch.dz, this->elements(input), group);
       const Grid<T> x = layer.inside(scratch.input);
-      this->import_images(in_.inputs[input], group, true, 0, channels, x);
       T* dx = outer ? scratch.inner_gradient : nullptr;
-      layer.backward(x, scratch.dz, layer_scratch(scratch, false, nullptr), dx, false,
-                     weight_sums(block, 0));
-      if (!dx) continue;
-      const Grid<T> found{dx, size.width * layer.in_lanes(), layer.in_lanes()};
-      DA2S_SIMD_CALL(mask<T>, x, found, size, layer.in_lanes(), false, found);
-      this->export_images(found, group, 0, channels, *outer);
+      for (int64_t y = 0; y < height; y += size.height) {
+        this->import_images(in_.inputs[input].rows(y, size.height), group, true, 0, channels, x);
+        layer.backward(x, scratch.dz + y * this->before_.width * this->state_lanes(),
+                       layer_scratch(scratch, false, nullptr), dx, false, weight_sums(block, 0));
+        if (!dx) continue;
+        const Grid<T> found{dx, size.width * layer.in_lanes(), layer.in_lanes()};
+        DA2S_SIMD_CALL(mask<T>, x, found, size, layer.in_lanes(), false, found);
+        this->export_images(found, group, 0, channels, outer->rows(y, size.height));
+      }
     }
   });
   if (wanted_.weights) fold_layer(layer, 0);

@@ -6,6 +6,7 @@ included: with the hundreds of weights of a cell that takes longer than a small 
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any, NamedTuple, NoReturn
 
 import torch
@@ -55,9 +56,11 @@ class _Cell(torch.autograd.Function):
         if grad is None:
             return (None,) * (1 + len(tensors))
         mask = [*for_xs, for_mixture[0], for_mixture[-1] if g else False, any(for_weights)]
-        found, grad_p, grad_g, flat = torch.ops.da2s_fast.cell_backward(
-            grad, xs, p, g[0] if g else None, weights, statistics, saved, *call.settings, mask
-        )
+        with nullcontext() if torch.is_grad_enabled() else torch._C._AutoDispatchBelowAutograd():
+            # Nobody is going to differentiate this: the rule that refuses it need not be asked.
+            found, grad_p, grad_g, flat = torch.ops.da2s_fast.cell_backward(
+                grad, xs, p, g[0] if g else None, weights, statistics, saved, *call.settings, mask
+            )
         grads = [*found]
         grads += _views(flat, weights) if mask[-1] else weights
         grads += [grad_p, grad_g] if g else [grad_p]

@@ -84,11 +84,10 @@ class Pass {
                      out_.lanes, norm, z);
       clear_missing(z, group);
       T* place = wanted.x.data ? in_.in_place(wanted.x, images_, group) : nullptr;
-      T* dx = wanted.x.data && !place ? scratch.input_gradient : place;
-      layer_.backward(x, z, {nullptr, scratch.padded}, dx, false,
+      const Grid<T> found = in_.grid(wanted.x.data && !place ? scratch.input_gradient : place);
+      layer_.backward(x, z, {nullptr, scratch.padded}, found, false,
                       wanted.weight ? &sums[chunk * layer_.sums()] : nullptr);
-      if (!dx) return;
-      const Grid<T> found = in_.grid(dx);
+      if (!found.data) return;
       if (conv_.relu) DA2S_SIMD_CALL(mask<T>, x, found, in_.size, in_.lanes, false, found);
       if (!place) in_.take_out<T>(found, images_, group, wanted.x);
     });

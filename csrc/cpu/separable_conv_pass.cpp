@@ -70,10 +70,10 @@ class Pass {
       if (!from) out_.take_in(dz, images_, group, false, out_.grid(scratch.output));
       T* place = dx.data ? in_.in_place(dx, images_, group) : nullptr;
       T* to = dx.data && !place ? scratch.input_gradient : place;
-      layer_.backward(x, from ? from : scratch.output, {scratch.middle, scratch.padded}, to, false,
-                      gradients ? &sums[chunk * layer_.sums()] : nullptr);
-      if (!to) return;
       const Grid<T> gradient = in_.grid(to);
+      layer_.backward(x, from ? from : scratch.output, {scratch.middle, scratch.padded}, gradient,
+                      false, gradients ? &sums[chunk * layer_.sums()] : nullptr);
+      if (!to) return;
       DA2S_SIMD_CALL(mask<T>, x, gradient, in_.size, in_.lanes, false, gradient);
       if (!place) in_.take_out<T>(gradient, images_, group, dx);
     });

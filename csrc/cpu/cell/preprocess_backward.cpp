@@ -30,13 +30,12 @@ void Backward<T>::preprocess_back(int64_t input) {
       clear_missing(scratch.dz, this->elements(input), group);
       const Grid<T> x = layer.inside(scratch.input);
       this->import_images(in_.inputs[input], group, true, 0, channels, x);
-      T* dx = outer ? scratch.inner_gradient : nullptr;
+      const Grid<T> dx = layer.dense(outer ? scratch.inner_gradient : nullptr);
       layer.backward(x, scratch.dz, layer_scratch(scratch, false, nullptr), dx, false,
                      weight_sums(block, 0));
-      if (!dx) continue;
-      const Grid<T> found{dx, size.width * layer.in_lanes(), layer.in_lanes()};
-      DA2S_SIMD_CALL(mask<T>, x, found, size, layer.in_lanes(), false, found);
-      this->export_images(found, group, 0, channels, *outer);
+      if (!outer) continue;
+      DA2S_SIMD_CALL(mask<T>, x, dx, size, layer.in_lanes(), false, dx);
+      this->export_images(dx, group, 0, channels, *outer);
     }
   });
   if (wanted_.weights) fold_layer(layer, 0);

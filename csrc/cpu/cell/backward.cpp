@@ -59,8 +59,9 @@ void Backward<T>::lay_out(Arena& saved, Arena& workspace) {
   gradients_.clear();
   node_sums_.clear();
   for (int64_t s = 0; s < plan_.states(); ++s) {
-    gradients_.push_back(wanted_state(s) ? workspace.take<T>(images_.groups * this->elements(s))
-                                         : nullptr);
+    T* place = in_place(s);
+    if (!place && wanted_state(s)) place = workspace.take<T>(images_.groups * this->elements(s));
+    gradients_.push_back(place);
     node_sums_.emplace_back(plan_.mixed(), images_, workspace);
   }
   int64_t most = 0;
@@ -89,6 +90,15 @@ void Backward<T>::lay_out(Arena& saved, Arena& workspace) {
   zeros_ = workspace.template take<T>(this->state_lanes());
   weights_per_chunk_ = wanted_.weights ? most : 0;
   weight_sums_ = workspace.take<double>(images_.chunks * weights_per_chunk_);
+}
+
+template <class T>
+T* Backward<T>::in_place(int64_t s) const {
+  if (s >= plan_.inputs || !wanted_.inputs[s] || !plan_.preprocess[s].empty()) return nullptr;
+  const Outer& outer = *wanted_.inputs[s];
+  const bool same = outer.type == kOuterType<T> && images_.batch % images_.per_group == 0 &&
+                    outer.image == plan_.channels * outer.size.pixels();
+  return same ? static_cast<T*>(outer.data) : nullptr;
 }
 
 // Says how many sums for weights' gradients a chunk has.

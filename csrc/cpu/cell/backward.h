@@ -69,6 +69,10 @@ class Backward : public CellPass<T> {
   // The states of the inputs, computed again.
   void restore_inputs();
 
+  // Where the gradient of an input that is its own state can grow: in the memory of the tensor that
+  // will hold it, if that is as large.
+  T* in_place(int64_t s) const;
+
   NormSums<T> norm_sums(int64_t channels, Arena& arena);
   void lay_out(Arena& saved, Arena& workspace);
   int64_t lay_out_sums(const Bundle<T>& bundle, Slice& slice, Arena& arena);

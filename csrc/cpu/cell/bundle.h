@@ -16,6 +16,14 @@
 namespace da2s_fast {
 
 enum class OuterType { float32, float64, bfloat16, float16 };
+template <class Stored>
+constexpr OuterType kOuterType = OuterType::float32;
+template <>
+inline constexpr OuterType kOuterType<double> = OuterType::float64;
+template <>
+inline constexpr OuterType kOuterType<BFloat16> = OuterType::bfloat16;
+template <>
+inline constexpr OuterType kOuterType<Float16> = OuterType::float16;
 
 // A tensor (N, C, H, W) of PyTorch's.
 struct Outer {

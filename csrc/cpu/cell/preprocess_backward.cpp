@@ -10,9 +10,13 @@ void Backward<T>::preprocess_back(int64_t input) {
   const Outer* outer = wanted_.inputs[input];
   if (plan_.preprocess[input].empty()) {
     if (!outer) return;
-    this->for_blocks(Loop::preprocess_back, [&](const GroupBlock& block, const Scratch<T>&) {
-      for (int64_t group = block.begin; group < block.end; ++group)
-        this->export_images(gradient(input, group), group, 0, plan_.channels, *outer);
+    this->for_blocks(Loop::backward, [&](const GroupBlock& block, const Scratch<T>& scratch) {
+      for (int64_t group = block.begin; group < block.end; ++group) {
+        const Grid<T> g = gradient(input, group);
+        const Grid<T> copy{scratch.dz, g.row, g.pixel};  // g may lie where it is to be written
+        std::copy_n(g.data, this->elements(input), copy.data);
+        this->export_images(copy, group, 0, plan_.channels, *outer);
+      }
     });
     return;
   }

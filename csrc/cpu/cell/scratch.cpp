@@ -7,14 +7,14 @@
 namespace da2s_fast {
 namespace {
 
-// A block's tensors of one kind should fit into a part of the second cache.
-constexpr int64_t kBlockBytes = 1 << 17;
+// A block's inputs inside their borders should fit into a part of the second cache.
+constexpr int64_t kBlockBytes = 1 << 18;
 
 }  // namespace
 
 template <class T>
 int64_t CellPass<T>::block_groups() const {
-  const int64_t bytes = before_.pixels() * mixed_lanes() * static_cast<int64_t>(sizeof(T));
+  const int64_t bytes = padded(before_) * static_cast<int64_t>(sizeof(T));
   return std::max<int64_t>(1, kBlockBytes / bytes);
 }
 

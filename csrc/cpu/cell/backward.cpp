@@ -32,13 +32,15 @@ void Backward<T>::run(const T* saved) {
 
 template <class T>
 void Backward<T>::restore_inputs() {
-  for (int64_t input = 0; input < plan_.inputs; ++input)
+  for (int64_t input = 0; input < plan_.inputs; ++input) {
+    if (!this->is_kept(input)) continue;
     this->for_blocks(Loop::preprocess, [&](const GroupBlock& block, const Scratch<T>& scratch) {
       for (int64_t group = block.begin; group < block.end; ++group) {
         if (!plan_.preprocess[input].empty()) this->preprocess_features(input, group, scratch);
         this->finish_input(input, group);
       }
     });
+  }
 }
 
 template <class T>
@@ -177,7 +179,7 @@ void Backward<T>::first_stage_back(const Bundle<T>& bundle, const Slice& slice,
       for (size_t k = begin; k < end; ++k) {
         const CandidateRun<T>& run = edge.candidates[k];
         const int64_t slot = run.candidate->norm;
-        factors.push_back({this->mixed_of(bundle, edge, run, group),
+        factors.push_back({this->mixed_of(bundle, edge, run, group, scratch),
                            slot < 0 ? nullptr : this->mean(slot),
                            begin_sums(sums.candidates[k].last.product, block, group,
                                       scratch.lanes + (k - begin) * this->mixed_lanes())});

@@ -102,9 +102,9 @@ void CellPass<T>::lay_out(Arena& saved, Arena& workspace, bool backward) {
     const bool input = s < plan_.inputs;
     // Nobody reads the last node again.
     const bool read = input || !bundles_[s].edges.empty();
+    const bool kept = input ? is_kept(s) : read || !backward;
     Arena& arena = read && (in_.save || !input) ? saved : workspace;
-    states_.push_back(backward && !read ? nullptr
-                                        : arena.template take<T>(images_.groups * elements(s)));
+    states_.push_back(kept ? arena.template take<T>(images_.groups * elements(s)) : nullptr);
   }
   preprocess_.clear();
   for (int64_t i = 0; i < plan_.inputs; ++i)

@@ -151,9 +151,17 @@ class CellPass {
   Grid<const T> z_grid(const T* z) const {
     return {z, after_.width * mixed_lanes(), mixed_lanes()};
   }
+  // The same to read, also where an input is not kept: then it is converted into scratch.middle.
+  Grid<const T> state_of(int64_t index, int64_t group, const Scratch<T>& scratch) const;
+  // An input that is its own state need not be kept. Of more than one edge it is read so often that
+  // a copy pays.
+  bool is_kept(int64_t input) const {
+    return in_.save || plan_.nodes > 1 || plan_.partial > 1 || !plan_.preprocess[input].empty();
+  }
   // What a candidate mixes, of one group: features, a pool, or pixels of the state.
   Grid<const T> mixed_of(const Bundle<T>& bundle, const EdgeRun<T>& edge,
-                         const CandidateRun<T>& run, int64_t group) const;
+                         const CandidateRun<T>& run, int64_t group,
+                         const Scratch<T>& scratch) const;
   const T* mean(int64_t slot) const { return mean_ + lane_offset(slot); }
   const T* rstd(int64_t slot) const { return rstd_ + lane_offset(slot); }
   int64_t lane_offset(int64_t slot) const { return plan_.norm_offset(slot) * images_.per_group; }

@@ -135,8 +135,8 @@ void Backward<T>::pools_back(const Bundle<T>& bundle, int64_t group, const Scrat
   for (size_t pool = 0; pool < bundle.pools.size(); ++pool) {
     const Grid<T> g = pool_gradient(pool, scratch);
     if (bundle.pools[pool].kind == Kind::max_pool)
-      DA2S_SIMD_CALL(max_pool_gradient<T>, this->state(bundle.source, group), size, 3, stride, 1,
-                     this->mixed_lanes(), g, this->after_, dx);
+      DA2S_SIMD_CALL(max_pool_gradient<T>, this->state_of(bundle.source, group, scratch), size, 3,
+                     stride, 1, this->mixed_lanes(), g, this->after_, dx);
     else
       DA2S_SIMD_CALL(average_pool_gradient<T>, size, stride, this->mixed_lanes(), g, this->after_,
                      dx);

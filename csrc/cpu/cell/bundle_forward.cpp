@@ -13,10 +13,24 @@ T* CellPass<T>::input_of(const Bundle<T>& bundle, const GroupBlock& block, int64
 template <class T>
 void CellPass<T>::fill_input(const Bundle<T>& bundle, const GroupBlock& block,
                              const Scratch<T>& scratch) const {
-  const Size size = size_of(bundle.source);
-  for (int64_t group = block.begin; group < block.end; ++group)
-    DA2S_SIMD_CALL(normalize<T>, state(bundle.source, group), size, mixed_lanes(), nullptr, nullptr,
-                   true, inside(input_of(bundle, block, group, scratch), size));
+  const int64_t s = bundle.source;
+  const Size size = size_of(s);
+  for (int64_t group = block.begin; group < block.end; ++group) {
+    const Grid<T> to = inside(input_of(bundle, block, group, scratch), size);
+    if (states_[s])
+      DA2S_SIMD_CALL(normalize<T>, state(s, group), size, mixed_lanes(), nullptr, nullptr, true,
+                     to);
+    else
+      import_images(in_.inputs[s], group, true, 0, plan_.mixed(), to);
+  }
+}
+
+template <class T>
+Grid<const T> CellPass<T>::state_of(int64_t index, int64_t group, const Scratch<T>& scratch) const {
+  if (states_[index]) return state(index, group);
+  const Grid<T> x{scratch.middle, size_of(index).width * state_lanes(), state_lanes()};
+  import_images(in_.inputs[index], group, false, 0, plan_.channels, x);
+  return x;
 }
 
 template <class T>
@@ -29,9 +43,10 @@ void CellPass<T>::fill_inner(const CandidateRun<T>& run, int64_t group,
 
 template <class T>
 Grid<const T> CellPass<T>::mixed_of(const Bundle<T>& bundle, const EdgeRun<T>& edge,
-                                    const CandidateRun<T>& run, int64_t group) const {
+                                    const CandidateRun<T>& run, int64_t group,
+                                    const Scratch<T>& scratch) const {
   if (run.z) return z_grid(run.z + group * z_elements());
-  const Grid<T> x = state(bundle.source, group);
+  const Grid<const T> x = state_of(bundle.source, group, scratch);
   return {x.data, x.row * edge.edge->stride, x.pixel * edge.edge->stride};
 }
 
@@ -66,20 +81,21 @@ void CellPass<T>::finish_input(int64_t input, int64_t group) const {
 template <class T>
 void CellPass<T>::pools_forward(const Bundle<T>& bundle, const GroupBlock& block,
                                 const Scratch<T>& scratch, bool moments) const {
+  if (bundle.pools.empty()) return;
   const Size size = size_of(bundle.source);
   const int64_t stride = plan_.stride(bundle.source);
-  for (const PoolRun<T>& pool : bundle.pools)
-    for (int64_t group = block.begin; group < block.end; ++group) {
+  for (int64_t group = block.begin; group < block.end; ++group) {
+    const Grid<const T> x = state_of(bundle.source, group, scratch);
+    for (const PoolRun<T>& pool : bundle.pools) {
       T* z = pool.z + group * z_elements();
       if (pool.kind == Kind::max_pool)
-        DA2S_SIMD_CALL(max_pool<T>, state(bundle.source, group), size, 3, stride, 1, mixed_lanes(),
-                       z_grid(z), after_);
+        DA2S_SIMD_CALL(max_pool<T>, x, size, 3, stride, 1, mixed_lanes(), z_grid(z), after_);
       else
-        DA2S_SIMD_CALL(average_pool<T>, state(bundle.source, group), size, stride, mixed_lanes(),
-                       z_grid(z), after_);
+        DA2S_SIMD_CALL(average_pool<T>, x, size, stride, mixed_lanes(), z_grid(z), after_);
       if (moments && plan_.pool_norm)
         pool.moments.add(images_, block.chunk, group, z, after_.pixels(), scratch.lanes);
     }
+  }
 }
 
 template <class T>
@@ -135,7 +151,9 @@ void CellPass<T>::second_stage(const Bundle<T>& bundle, const Slice& slice, cons
       const;                                                                                       \
   template void CellPass<T>::fill_inner(const CandidateRun<T>&, int64_t, const Scratch<T>&) const; \
   template Grid<const T> CellPass<T>::mixed_of(const Bundle<T>&, const EdgeRun<T>&,                \
-                                               const CandidateRun<T>&, int64_t) const;             \
+                                               const CandidateRun<T>&, int64_t, const Scratch<T>&) \
+      const;                                                                                       \
+  template Grid<const T> CellPass<T>::state_of(int64_t, int64_t, const Scratch<T>&) const;         \
   template Grid<const T> CellPass<T>::bypass_of(const Bundle<T>&, int64_t, T*) const;              \
   template void CellPass<T>::preprocess_features(int64_t, int64_t, const Scratch<T>&) const;       \
   template void CellPass<T>::finish_input(int64_t, int64_t) const;                                 \

@@ -36,7 +36,7 @@ class Forward : public CellPass<T> {
     for (const Bundle<T>& bundle : this->bundles_)
       for (const Slice& slice : bundle.slices) {
         this->for_blocks(Loop::forward, [&](const GroupBlock& block, const Scratch<T>& scratch) {
-          if (mixed) mix(*mixing, *mixed, block);
+          if (mixed) mix(*mixing, *mixed, block, scratch);
           if (slice.first) finish_state(bundle, block, scratch);
           this->first_stage(bundle, slice, block, scratch, true);
         });
@@ -89,13 +89,15 @@ class Forward : public CellPass<T> {
   void finish_state(const Bundle<T>& bundle, const GroupBlock& block, const Scratch<T>& scratch) {
     const int64_t s = bundle.source;
     if (s >= plan_.inputs) return finish_node(s, block, scratch);
-    for (int64_t group = block.begin; group < block.end; ++group) this->finish_input(s, group);
+    if (this->is_kept(s))
+      for (int64_t group = block.begin; group < block.end; ++group) this->finish_input(s, group);
     if (pooled_[s]) pool_bypass(bundle, block);
   }
 
   // Adds what the candidates of a slice mix into their nodes; the first to reach a node writes
   // there.
-  void mix(const Bundle<T>& bundle, const Slice& slice, const GroupBlock& block) {
+  void mix(const Bundle<T>& bundle, const Slice& slice, const GroupBlock& block,
+           const Scratch<T>& scratch) {
     std::vector<Mixed<T>> mixed;
     for (const Slice::Part& part : slice.parts)
       for (int64_t group = block.begin; group < block.end; ++group) {
@@ -104,7 +106,7 @@ class Forward : public CellPass<T> {
         for (size_t k = part.begin; k < part.end; ++k) {
           const CandidateRun<T>& run = edge.candidates[k];
           const int64_t slot = run.candidate->norm;
-          mixed.push_back({this->mixed_of(bundle, edge, run, group), run.scale,
+          mixed.push_back({this->mixed_of(bundle, edge, run, group, scratch), run.scale,
                            slot < 0 ? nullptr : this->mean(slot)});
         }
         const bool first = part.begin == 0 && first_edges_[edge.edge->target] == edge.edge->row;

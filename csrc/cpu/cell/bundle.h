@@ -110,6 +110,8 @@ struct Scratch {
   std::unique_ptr<Workspace> memory;
   T* input;         // ReLU(x) of a block inside its border
   T* node_input;    // the same for nodes, where their size is another
+  int64_t* filled;  // of either, whose states they are (0: nobody's, 1: the first's), and of which
+                    // block, by its first group
   T* inner;         // ReLU(normalized features) of a group inside its border
   T* padded;        // see PackedLayer::Scratch, for first layers
   T* inner_padded;  // for second layers

@@ -15,6 +15,10 @@ void CellPass<T>::fill_input(const Bundle<T>& bundle, const GroupBlock& block,
                              const Scratch<T>& scratch) const {
   const int64_t s = bundle.source;
   const Size size = size_of(s);
+  int64_t* filled = scratch.filled + (size == before_ ? 0 : 2);
+  if (filled[0] == s + 1 && filled[1] == block.begin) return;
+  filled[0] = s + 1;
+  filled[1] = block.begin;
   for (int64_t group = block.begin; group < block.end; ++group) {
     const Grid<T> to = inside(input_of(bundle, block, group, scratch), size);
     if (states_[s])

@@ -35,6 +35,7 @@ Scratch<T> CellPass<T>::make_scratch(Loop loop) const {
   const auto lay_out = [&](Arena arena, Scratch<T>& scratch) {
     scratch.input = arena.take<T>(std::max(block * padded(before_), wide));
     if (nodes) scratch.node_input = arena.take<T>(block * padded(after_));
+    scratch.filled = arena.take<int64_t>(4);
     scratch.inner = arena.take<T>(padded(after_));
     if (backward) {
       scratch.padded = arena.take<T>(std::max(padded(before_), wide));

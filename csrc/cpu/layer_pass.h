@@ -65,11 +65,10 @@ class LayerPass {
   void go_back(Grid<const T> x, const T* dz, int64_t chunk, int64_t group, const Scratch& scratch,
                const ImageTensor<T>& dx, std::vector<double>& sums) const {
     T* place = dx.data ? in_.in_place(dx, images_, group) : nullptr;
-    T* to = dx.data && !place ? scratch.input_gradient : place;
-    layer_.backward(x, dz, {scratch.middle, scratch.padded}, to, false,
+    const Grid<T> found = in_.grid(dx.data && !place ? scratch.input_gradient : place);
+    layer_.backward(x, dz, {scratch.middle, scratch.padded}, found, false,
                     sums.empty() ? nullptr : &sums[chunk * layer_.sums()]);
-    if (!to) return;
-    const Grid<T> found = in_.grid(to);
+    if (!found.data) return;
     if (relu_) DA2S_SIMD_CALL(mask<T>, x, found, in_.size, in_.lanes, false, found);
     if (!place) in_.take_out<T>(found, images_, group, dx);
   }

@@ -12,18 +12,17 @@
 namespace da2s_fast {
 namespace {
 
-// Large blocks are whole huge pages: where the system has them, one fault instead of 512. Small
-// ones would leave most of a page empty.
+// Large blocks begin with whole huge pages: where the system has them, one fault instead of 512.
+// What is left of a block has small ones, of which none stays empty.
 constexpr size_t kHugePage = size_t{2} << 20, kSmallPage = size_t{64} << 10;
 
 size_t whole_pages(size_t bytes) {
-  const size_t page = bytes < kHugePage ? kSmallPage : kHugePage;
-  return std::max<size_t>(1, (bytes + page - 1) / page) * page;
+  return std::max<size_t>(1, (bytes + kSmallPage - 1) / kSmallPage) * kSmallPage;
 }
 
 void* map(size_t bytes) {
   const bool huge = bytes >= kHugePage;
-  // A page more than asked for, of which whole huge pages are kept.
+  // A page more than asked for, to begin where a huge page does.
   const size_t more = huge ? kHugePage : 0;
   void* raw =
       mmap(nullptr, bytes + more, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -60,6 +59,7 @@ class Blocks {
       taken = *best;
       free_.erase(best);
     } else {
+      if (use_ == Workspace::Use::call) unmap_largest();
       taken.data = map(bytes);
       total_ += bytes;
     }
@@ -87,6 +87,14 @@ class Blocks {
   // Many blocks are kept at the same time: there a much larger one would be wasted.
   bool fits(size_t wanted, size_t offered) const {
     return offered >= wanted && (use_ == Workspace::Use::call || offered <= wanted + wanted / 4);
+  }
+
+  // A larger block than all free ones takes the place of the largest, which later calls can do
+  // without.
+  void unmap_largest() {
+    const auto smaller = [](const Block& a, const Block& b) { return a.bytes < b.bytes; };
+    const auto largest = std::max_element(free_.begin(), free_.end(), smaller);
+    if (largest != free_.end()) unmap(largest);
   }
 
   void unmap(std::vector<Block>::iterator block) {

@@ -1,17 +1,20 @@
 """The scratch memory of the compiled operations."""
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import accumulate
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.library import _scoped_library
 from torch.profiler import ProfilerActivity, profile
 
-from da2s_fast.nn import Cell
+from da2s_fast.nn import DARTS_PRIMITIVES, Cell, MixedOp
 from da2s_fast.ops import release_workspaces, workspace, workspace_bytes
 from tests.conditions import threads
+from tests.nn import reference
 from tests.ops.cell_cases import compiled
 
 # Of torch 2.10 the operators cannot take memory for outputs (docs/engine.md, "Memory").
@@ -85,6 +88,41 @@ def test_what_is_kept_for_backward_counts_and_goes_with_the_graph() -> None:
     del output
     release_workspaces()
     assert workspace_bytes() == without
+
+
+def peak_of_allocator(step: Callable[[], object]) -> int:
+    """Bytes that a step holds of torch's allocator at most, beyond what it found."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    assert profiler.profiler is not None
+    events = profiler.profiler.kineto_results.events()
+    events = sorted(events, key=lambda event: event.start_ns())
+    return max(accumulate(event.nbytes() for event in events if event.name() == "[memory]"))
+
+
+@pooled
+@compiled
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(("channels", "size"), [(16, 32), (32, 16)])
+def test_a_mixed_operation_takes_a_quarter_of_eager_pytorchs_memory(
+    channels: int, size: int, stride: int
+) -> None:
+    x = torch.randn(64, channels, size, size, requires_grad=True)
+    p = torch.rand(len(DARTS_PRIMITIVES), requires_grad=True)
+    gradient = torch.ones(64, channels, size // stride, size // stride)
+
+    def step(module: nn.Module) -> None:
+        torch.autograd.grad(module(x, p), [x, p, *module.parameters()], gradient)
+
+    eager = peak_of_allocator(partial(step, reference.MixedOp(channels, stride, DARTS_PRIMITIVES)))
+    ours = MixedOp(channels, stride)
+    ours.memory = "recompute"
+    gc.collect()
+    release_workspaces()
+    before = workspace_bytes()
+    allocated = peak_of_allocator(partial(step, ours))
+    assert workspace_bytes() - before + allocated <= eager / 4
 
 
 def test_release_leaves_nothing() -> None:

@@ -15,26 +15,32 @@ void Backward<T>::run(const T* saved) {
   this->pack_weights(true);
   for (int64_t slot = 0; slot < plan_.norm_count; ++slot) this->expand_norm(slot, statistics_);
   if (!in_.save) restore_inputs();
-  for (int64_t s = plan_.states() - 1; s >= 0; --s) {
-    complete(s);
-    if (s == 0) break;
-    coefficients(s - 1);
-    if (wanted_state(s - 1)) second_stage_back(s - 1);
-    bypass_coefficients(s - 1);
-  }
+  At done{};
+  for (int64_t s = plan_.states() - 1; s >= 0; --s)
+    for (const Slice& slice : this->bundles_[s].slices) {
+      const At next{&this->bundles_[s], &slice};
+      go_on(done, next);
+      coefficients(*next.bundle, slice);
+      if (wanted_state(s)) second_stage_back(*next.bundle, slice);
+      done = next;
+    }
+  go_on(done, {});
+  for (int64_t s = 0; s < plan_.states(); ++s) bypass_coefficients(s);
   for (int64_t i = 0; i < plan_.inputs; ++i)
     if (wanted_state(i)) preprocess_back(i);
 }
 
 template <class T>
 void Backward<T>::restore_inputs() {
-  for (int64_t input = 0; input < plan_.inputs; ++input)
+  for (int64_t input = 0; input < plan_.inputs; ++input) {
+    if (!this->is_kept(input)) continue;
     this->for_blocks(Loop::preprocess, [&](const GroupBlock& block, const Scratch<T>& scratch) {
       for (int64_t group = block.begin; group < block.end; ++group) {
         if (!plan_.preprocess[input].empty()) this->preprocess_features(input, group, scratch);
         this->finish_input(input, group);
       }
     });
+  }
 }
 
 template <class T>
@@ -55,28 +61,17 @@ void Backward<T>::lay_out(Arena& saved, Arena& workspace) {
   gradients_.clear();
   node_sums_.clear();
   for (int64_t s = 0; s < plan_.states(); ++s) {
-    gradients_.push_back(wanted_state(s) ? workspace.take<T>(images_.groups * this->elements(s))
-                                         : nullptr);
+    T* place = in_place(s);
+    if (!place && wanted_state(s)) place = workspace.take<T>(images_.groups * this->elements(s));
+    gradients_.push_back(place);
     node_sums_.emplace_back(plan_.mixed(), images_, workspace);
   }
   int64_t most = 0;
-  for (size_t s = 0; s < sums_.size(); ++s) {
-    int64_t& weights = weight_counts_[s] = 0;
-    for (size_t e = 0; e < sums_[s].size(); ++e) {
-      sums_[s][e].bypass = ChannelSums(plan_.channels - plan_.mixed(), images_, workspace);
-      for (size_t k = 0; k < sums_[s][e].candidates.size(); ++k) {
-        const CandidateRun<T>& run = this->bundles_[s].edges[e].candidates[k];
-        CandidateSums<T>& sums = sums_[s][e].candidates[k];
-        sums.last = norm_sums(plan_.mixed(), workspace);
-        if (run.layers.size() > 1) sums.first = norm_sums(plan_.mixed(), workspace);
-        sums.weights.clear();
-        for (const PackedLayer<T>& layer : run.layers) {
-          sums.weights.push_back(weights);
-          weights += layer.sums();
-        }
-      }
-    }
-    most = std::max(most, weights);
+  for (Bundle<T>& bundle : this->bundles_) {
+    for (EdgeSums<T>& edge : sums_[bundle.source])
+      edge.bypass = ChannelSums(plan_.channels - plan_.mixed(), images_, workspace);
+    for (Slice& slice : bundle.slices)
+      most = std::max(most, lay_out_sums(bundle, slice, workspace));
   }
   // Gradients at inner norms live from a bundle's second stage to its third: all bundles use the
   // same memory. What was computed again makes room for them: last features have been read by then.
@@ -100,6 +95,36 @@ void Backward<T>::lay_out(Arena& saved, Arena& workspace) {
 }
 
 template <class T>
+T* Backward<T>::in_place(int64_t s) const {
+  if (s >= plan_.inputs || !wanted_.inputs[s] || !plan_.preprocess[s].empty()) return nullptr;
+  const Outer& outer = *wanted_.inputs[s];
+  const bool same = outer.type == kOuterType<T> && images_.batch % images_.per_group == 0 &&
+                    outer.image == plan_.channels * outer.size.pixels();
+  return same ? static_cast<T*>(outer.data) : nullptr;
+}
+
+// Says how many sums for weights' gradients a chunk has.
+template <class T>
+int64_t Backward<T>::lay_out_sums(const Bundle<T>& bundle, Slice& slice, Arena& arena) {
+  int64_t (&weights)[2] = slice.weights;
+  weights[0] = weights[1] = 0;
+  for (const auto& [e, begin, end] : slice.parts)
+    for (size_t k = begin; k < end; ++k) {
+      const CandidateRun<T>& run = bundle.edges[e].candidates[k];
+      CandidateSums<T>& sums = sums_[bundle.source][e].candidates[k];
+      sums.last = norm_sums(plan_.mixed(), arena);
+      if (run.layers.size() > 1) sums.first = norm_sums(plan_.mixed(), arena);
+      sums.weights.clear();
+      for (size_t i = 0; i < run.layers.size(); ++i) {
+        int64_t& count = weights[in_third_stage(run, i)];
+        sums.weights.push_back(count);
+        count += run.layers[i].sums();
+      }
+    }
+  return std::max(weights[0], weights[1]);
+}
+
+template <class T>
 void Backward<T>::clear_missing(T* data, int64_t numbers, int64_t group) const {
   const int64_t images = images_.per_group, valid = images_.valid(group);
   if (valid == images) return;
@@ -108,20 +133,20 @@ void Backward<T>::clear_missing(T* data, int64_t numbers, int64_t group) const {
 }
 
 template <class T>
-void Backward<T>::complete(int64_t s) {
-  const Bundle<T>& bundle = this->bundles_[s];
+void Backward<T>::go_on(At done, At next) {
+  const bool ends = done.bundle && wanted_state(done.bundle->source);
+  const bool completes = done.bundle && done.slice->last && done.bundle->source >= plan_.inputs;
   this->for_blocks(Loop::backward, [&](const GroupBlock& block, const Scratch<T>& scratch) {
-    if (bundle.twice && wanted_state(s)) third_stage_back(bundle, block, scratch);
-    if (s >= plan_.inputs) complete_node(s, block, scratch);
-    if (s == 0) return;
-    const Bundle<T>& before = this->bundles_[s - 1];
+    if (ends) third_stage_back(*done.bundle, *done.slice, block, scratch);
+    if (completes) complete_node(done.bundle->source, block, scratch);
+    if (!next.bundle) return;
     if (!in_.save) {
-      this->first_stage(before, block, scratch, false);
-      this->second_stage(before, block, scratch, false);
+      this->first_stage(*next.bundle, *next.slice, block, scratch, false);
+      this->second_stage(*next.bundle, *next.slice, block, scratch, false);
     }
-    first_stage_back(before, block, scratch);
+    first_stage_back(*next.bundle, *next.slice, block, scratch);
   });
-  if (wanted_.weights && wanted_state(s)) fold_weights(s);
+  if (ends) fold_weights(*done.bundle, *done.slice, true);
 }
 
 template <class T>
@@ -143,29 +168,30 @@ void Backward<T>::complete_node(int64_t s, const GroupBlock& block, const Scratc
 }
 
 template <class T>
-void Backward<T>::first_stage_back(const Bundle<T>& bundle, const GroupBlock& block,
-                                   const Scratch<T>& scratch) {
+void Backward<T>::first_stage_back(const Bundle<T>& bundle, const Slice& slice,
+                                   const GroupBlock& block, const Scratch<T>& scratch) {
   std::vector<Factor<T>> factors;
-  for (size_t e = 0; e < bundle.edges.size(); ++e) {
+  for (const auto& [e, begin, end] : slice.parts) {
     const EdgeRun<T>& edge = bundle.edges[e];
     const EdgeSums<T>& sums = sums_[bundle.source][e];
     for (int64_t group = block.begin; group < block.end; ++group) {
       factors.clear();
-      for (size_t k = 0; k < edge.candidates.size(); ++k) {
+      for (size_t k = begin; k < end; ++k) {
         const CandidateRun<T>& run = edge.candidates[k];
         const int64_t slot = run.candidate->norm;
-        factors.push_back({this->mixed_of(bundle, edge, run, group),
+        factors.push_back({this->mixed_of(bundle, edge, run, group, scratch),
                            slot < 0 ? nullptr : this->mean(slot),
                            begin_sums(sums.candidates[k].last.product, block, group,
-                                      scratch.lanes + k * this->mixed_lanes())});
+                                      scratch.lanes + (k - begin) * this->mixed_lanes())});
       }
       Grid<T> g = gradient(edge.edge->target, group);
       DA2S_SIMD_CALL(lane_products<T>, g, factors.data(), static_cast<int64_t>(factors.size()),
                      this->after_, this->mixed_lanes());
-      for (size_t k = 0; k < factors.size(); ++k)
-        finish_sums(sums.candidates[k].last.product, block, group, factors[k].products);
-      // Where the second stage comes, it multiplies while it adds up the bypass's gradient.
-      if (!this->rest_lanes() || wanted_state(bundle.source)) continue;
+      for (size_t k = begin; k < end; ++k)
+        finish_sums(sums.candidates[k].last.product, block, group, factors[k - begin].products);
+      // Where the third stage comes, it multiplies while it adds up the bypass's gradient.
+      if (end < edge.candidates.size() || !this->rest_lanes() || wanted_state(bundle.source))
+        continue;
       g.data += this->mixed_lanes();
       add_product(sums.bypass, g, this->bypass_of(bundle, group, scratch.bypass), nullptr,
                   this->after_, block, group, scratch);
@@ -210,14 +236,13 @@ void Backward<T>::set_coefficients(NormSums<T>& sums, const ChannelSums& gradien
 }
 
 template <class T>
-void Backward<T>::coefficients(int64_t s) {
-  const Bundle<T>& bundle = this->bundles_[s];
-  for (size_t e = 0; e < bundle.edges.size(); ++e) {
+void Backward<T>::coefficients(const Bundle<T>& bundle, const Slice& slice) {
+  for (const auto& [e, begin, end] : slice.parts) {
     const EdgeRun<T>& edge = bundle.edges[e];
-    EdgeSums<T>& sums = sums_[s][e];
+    EdgeSums<T>& sums = sums_[bundle.source][e];
     const double g = in_.g[edge.edge->row];
     double& dg = wanted_.g[edge.edge->row];
-    for (size_t k = 0; k < edge.candidates.size(); ++k) {
+    for (size_t k = begin; k < end; ++k) {
       const Candidate& candidate = *edge.candidates[k].candidate;
       NormSums<T>& last = sums.candidates[k].last;
       const double p = in_.p_of(candidate), kept = candidate.kind == Kind::none ? 0 : 1;
@@ -244,14 +269,15 @@ void Backward<T>::bypass_coefficients(int64_t s) {
 }
 
 template <class T>
-void Backward<T>::fold_weights(int64_t s) {
-  const Bundle<T>& bundle = this->bundles_[s];
+void Backward<T>::fold_weights(const Bundle<T>& bundle, const Slice& slice, bool third_stage) {
+  if (!wanted_.weights) return;
   std::vector<std::pair<const PackedLayer<T>*, int64_t>> all;
-  for (size_t e = 0; e < bundle.edges.size(); ++e)
-    for (size_t k = 0; k < bundle.edges[e].candidates.size(); ++k) {
+  for (const auto& [e, begin, end] : slice.parts)
+    for (size_t k = begin; k < end; ++k) {
       const CandidateRun<T>& run = bundle.edges[e].candidates[k];
       for (size_t i = 0; i < run.layers.size(); ++i)
-        all.emplace_back(&run.layers[i], sums_[s][e].candidates[k].weights[i]);
+        if (in_third_stage(run, i) == third_stage)
+          all.emplace_back(&run.layers[i], sums_[bundle.source][e].candidates[k].weights[i]);
     }
   parallel_for(0, static_cast<int64_t>(all.size()), 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) fold_layer(*all[i].first, all[i].second);

@@ -1,6 +1,7 @@
-// The backward pass of a cell: states in reverse, for every bundle the stages of
+// The backward pass of a cell: states in reverse, for every slice of a bundle the stages of
 // da2s_fast/ops/cell/bundle_backward.py. A node's gradient is complete when the bundles of all
-// later states are done.
+// later states are done. A state's own holds what comes back to ReLU, of one layer after the other,
+// until the last slice takes it through ReLU and adds the rest.
 #pragma once
 
 #include <algorithm>
@@ -43,11 +44,7 @@ class Backward : public CellPass<T> {
  public:
   Backward(const CellArguments<T>& arguments, const Outer& gradient, const T* statistics,
            const CellGradients<T>& wanted)
-      : CellPass<T>(arguments),
-        outer_(gradient),
-        statistics_(statistics),
-        wanted_(wanted),
-        weight_counts_(plan_.states()) {
+      : CellPass<T>(arguments), outer_(gradient), statistics_(statistics), wanted_(wanted) {
     for (int64_t s = 0; s < plan_.states(); ++s) {
       sums_.emplace_back();
       for (const EdgeRun<T>& edge : this->bundles_[s].edges)
@@ -72,8 +69,13 @@ class Backward : public CellPass<T> {
   // The states of the inputs, computed again.
   void restore_inputs();
 
+  // Where the gradient of an input that is its own state can grow: in the memory of the tensor that
+  // will hold it, if that is as large.
+  T* in_place(int64_t s) const;
+
   NormSums<T> norm_sums(int64_t channels, Arena& arena);
   void lay_out(Arena& saved, Arena& workspace);
+  int64_t lay_out_sums(const Bundle<T>& bundle, Slice& slice, Arena& arena);
 
   Grid<T> gradient(int64_t s, int64_t group) const {
     Grid<T> grid = this->state(s, 0);
@@ -117,12 +119,17 @@ class Backward : public CellPass<T> {
       std::fill_n(weight_sums(block, 0), count, 0.0);
   }
 
-  // Finishes the gradient of a state, then takes the sums for the bundle before it.
-  void complete(int64_t s);
+  // The last stage of a slice, which may complete its state's gradient; then the first one of the
+  // slice that follows, if any.
+  struct At {
+    const Bundle<T>* bundle;
+    const Slice* slice;
+  };
+  void go_on(At done, At next);
   void complete_node(int64_t s, const GroupBlock& block, const Scratch<T>& scratch);
 
   // Every candidate's product with its node's gradient.
-  void first_stage_back(const Bundle<T>& bundle, const GroupBlock& block,
+  void first_stage_back(const Bundle<T>& bundle, const Slice& slice, const GroupBlock& block,
                         const Scratch<T>& scratch);
 
   double rstd_of(int64_t slot, int64_t channel) const {
@@ -135,23 +142,15 @@ class Backward : public CellPass<T> {
                         Size size);
 
   // The gradients of p and g, and what the second stage needs.
-  void coefficients(int64_t s);
+  void coefficients(const Bundle<T>& bundle, const Slice& slice);
   // What the bypasses of a state's edges add to the gradient of g.
   void bypass_coefficients(int64_t s);
 
-  // From the nodes down to x, for separable convolutions down to their inner norm.
-  void second_stage_back(int64_t s);
+  // Last layers: from the nodes down to ReLU, for separable convolutions to their inner norm.
+  void second_stage_back(const Bundle<T>& bundle, const Slice& slice);
 
-  T* relu_gradient(const Bundle<T>& bundle, const GroupBlock& block, int64_t group,
-                   const Scratch<T>& scratch) const {
-    return scratch.relu_gradient +
-           block.index(group) * this->size_of(bundle.source).pixels() * this->mixed_lanes();
-  }
-
-  T* pool_gradient(size_t pool, const GroupBlock& block, int64_t group,
-                   const Scratch<T>& scratch) const {
-    return scratch.pool_gradients +
-           (static_cast<int64_t>(pool) * block.groups() + block.index(group)) * this->z_elements();
+  Grid<T> pool_gradient(size_t pool, const Scratch<T>& scratch) const {
+    return this->z_grid(scratch.pool_gradients + static_cast<int64_t>(pool) * this->z_elements());
   }
 
   typename PackedLayer<T>::Scratch layer_scratch(const Scratch<T>& scratch, bool second,
@@ -159,21 +158,23 @@ class Backward : public CellPass<T> {
     return {scratch.middle, second ? scratch.inner_padded : scratch.padded, ahead};
   }
 
-  // Candidates without layers: pools' gradients gather before they spread.
-  void plain_back(const Bundle<T>& bundle, const GroupBlock& block, const Scratch<T>& scratch);
+  // Candidates without layers, of one group: pools' gradients gather before they spread.
+  void plain_back(const Bundle<T>& bundle, int64_t group, const Scratch<T>& scratch);
   void direct_back(const Bundle<T>& bundle, const Edge& edge, const CandidateSums<T>& sums,
                    int64_t group);
 
   void pool_back(const Bundle<T>& bundle, const Edge& edge, const CandidateRun<T>& run,
-                 const CandidateSums<T>& sums, const GroupBlock& block, int64_t group,
-                 const Scratch<T>& scratch);
+                 const CandidateSums<T>& sums, int64_t group, const Scratch<T>& scratch);
 
   // Through the last norm, into scratch.dz.
   void norm_back(Grid<const T> g, const CandidateRun<T>& run, const CandidateSums<T>& sums,
                  int64_t group, const Scratch<T>& scratch);
 
-  // The last layers of all candidates. Whether relu_gradient has anything.
-  bool layers_back(const Bundle<T>& bundle, const GroupBlock& block, const Scratch<T>& scratch);
+  void last_layers_back(const Bundle<T>& bundle, const Slice& slice, const GroupBlock& block,
+                        const Scratch<T>& scratch);
+  // A layer that reads the state, from scratch.dz.
+  void layer_back(const Bundle<T>& bundle, const CandidateRun<T>& run, const CandidateSums<T>& sums,
+                  const GroupBlock& block, int64_t group, const Scratch<T>& scratch, Ahead* ahead);
 
   // How often a layer's backward asks for memory per row, about.
   int64_t asks() const { return wanted_.weights ? 4 : 2; }
@@ -181,20 +182,28 @@ class Backward : public CellPass<T> {
   // A separable convolution's second layer, and the sums of the norm before it.
   void inner_back(const CandidateRun<T>& run, const CandidateSums<T>& sums, const GroupBlock& block,
                   int64_t group, const Scratch<T>& scratch, Ahead* ahead);
-  void pools_back(const Bundle<T>& bundle, const GroupBlock& block, const Scratch<T>& scratch);
+  void pools_back(const Bundle<T>& bundle, int64_t group, const Scratch<T>& scratch);
 
-  // Zeros where the first to come adds: not under what relu_back or bypass_back write.
-  void begin_gradient(const Bundle<T>& bundle, const GroupBlock& block);
-
-  // What was gathered behind ReLU, added to the state's gradient or the first to be written there.
-  void relu_back(const Bundle<T>& bundle, const GroupBlock& block, const Scratch<T>& scratch,
-                 bool add);
+  // Whether a state's gradient begins with zeros: where there is no layer to write it first, and
+  // where a pooled bypass adds.
+  bool begins_with_zeros(const Bundle<T>& bundle) const {
+    return !bundle.leader || (this->rest_lanes() && plan_.stride(bundle.source) > 1);
+  }
   void bypass_back(const Bundle<T>& bundle, const GroupBlock& block, const Scratch<T>& scratch);
 
-  // Separable convolutions from their inner norm down to x.
-  void third_stage_back(const Bundle<T>& bundle, const GroupBlock& block,
+  // Separable convolutions from their inner norm down to ReLU. In the last slice all that has come
+  // there goes through, and candidates without layers and the bypass are added.
+  void third_stage_back(const Bundle<T>& bundle, const Slice& slice, const GroupBlock& block,
                         const Scratch<T>& scratch);
-  void fold_weights(int64_t s);
+  void first_layers_back(const Bundle<T>& bundle, const Slice& slice, const GroupBlock& block,
+                         const Scratch<T>& scratch);
+
+  // Which layers' weights a stage computes gradients of: the last ones in the second, first ones of
+  // separable convolutions in the third. Both stages use the same memory for the sums.
+  static bool in_third_stage(const CandidateRun<T>& run, size_t layer) {
+    return layer + 1 < run.layers.size();
+  }
+  void fold_weights(const Bundle<T>& bundle, const Slice& slice, bool third_stage);
 
   void fold_layer(const PackedLayer<T>& layer, int64_t begin);
 
@@ -215,7 +224,6 @@ class Backward : public CellPass<T> {
   T* zeros_ = nullptr;
   double* weight_sums_ = nullptr;
   int64_t weights_per_chunk_ = 0;
-  std::vector<int64_t> weight_counts_;  // sums of a chunk, by source state
 };
 
 }  // namespace da2s_fast

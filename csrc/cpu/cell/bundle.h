@@ -16,6 +16,14 @@
 namespace da2s_fast {
 
 enum class OuterType { float32, float64, bfloat16, float16 };
+template <class Stored>
+constexpr OuterType kOuterType = OuterType::float32;
+template <>
+inline constexpr OuterType kOuterType<double> = OuterType::float64;
+template <>
+inline constexpr OuterType kOuterType<BFloat16> = OuterType::bfloat16;
+template <>
+inline constexpr OuterType kOuterType<Float16> = OuterType::float16;
 
 // A tensor (N, C, H, W) of PyTorch's.
 struct Outer {
@@ -69,6 +77,20 @@ struct EdgeRun {
   std::vector<CandidateRun<T>> candidates;
 };
 
+// Candidates of a bundle whose features are in memory at the same time: all of them where they are
+// kept for backward, else so few that they need no more than what a cell holds anyway. The slices
+// of a bundle follow each other, forward and backward. One layer, two layers, none: candidates of
+// an edge are in this order, in which everything is summed however the bundle is cut.
+struct Slice {
+  struct Part {
+    size_t edge, begin, end;  // candidates of an edge
+  };
+  std::vector<Part> parts;
+  bool first = true, last = true;  // of the bundle; the last one has all candidates without layers
+  bool once = false, twice = false;  // whether there are candidates with one layer, with two
+  int64_t weights[2] = {};  // sums for a chunk's gradients in backward's second and third stage
+};
+
 // One layer's work on one group.
 struct Step {
   size_t edge, candidate;
@@ -87,7 +109,8 @@ struct Bundle {
   int64_t source;
   std::vector<EdgeRun<T>> edges;
   std::vector<PoolRun<T>> pools;
-  bool twice = false;  // whether there are second layers
+  std::vector<Slice> slices;  // at least one
+  const Candidate* leader;    // the first one with layers, if any
 };
 
 // Memory of one thread. What has a border has zeros there, always.
@@ -96,14 +119,15 @@ struct Scratch {
   std::unique_ptr<Workspace> memory;
   T* input;         // ReLU(x) of a block inside its border
   T* node_input;    // the same for nodes, where their size is another
+  int64_t* filled;  // of either, whose states they are (0: nobody's, 1: the first's), and of which
+                    // block, by its first group
   T* inner;         // ReLU(normalized features) of a group inside its border
   T* padded;        // see PackedLayer::Scratch, for first layers
   T* inner_padded;  // for second layers
   T* middle;
   T* dz;
   T* inner_gradient;
-  T* relu_gradient;   // of a block
-  T* pool_gradients;  // of a block
+  T* pool_gradients;  // of a group
   T* bypass;          // a group's pooled bypass, and its gradient
   T* bypass_gradient;
   double* lanes;  // for every lane 2, one per candidate of an edge or one per edge of a bundle
@@ -138,9 +162,17 @@ class CellPass {
   Grid<const T> z_grid(const T* z) const {
     return {z, after_.width * mixed_lanes(), mixed_lanes()};
   }
+  // The same to read, also where an input is not kept: then it is converted into scratch.middle.
+  Grid<const T> state_of(int64_t index, int64_t group, const Scratch<T>& scratch) const;
+  // An input that is its own state need not be kept. Of more than one edge it is read so often that
+  // a copy pays.
+  bool is_kept(int64_t input) const {
+    return in_.save || plan_.nodes > 1 || plan_.partial > 1 || !plan_.preprocess[input].empty();
+  }
   // What a candidate mixes, of one group: features, a pool, or pixels of the state.
   Grid<const T> mixed_of(const Bundle<T>& bundle, const EdgeRun<T>& edge,
-                         const CandidateRun<T>& run, int64_t group) const;
+                         const CandidateRun<T>& run, int64_t group,
+                         const Scratch<T>& scratch) const;
   const T* mean(int64_t slot) const { return mean_ + lane_offset(slot); }
   const T* rstd(int64_t slot) const { return rstd_ + lane_offset(slot); }
   int64_t lane_offset(int64_t slot) const { return plan_.norm_offset(slot) * images_.per_group; }
@@ -160,8 +192,9 @@ class CellPass {
         [&](Scratch<T> scratch) { give_back(loop, std::move(scratch)); }, work);
   }
 
-  // Every candidate with at least so many layers, on every group of a block.
-  std::vector<Step> steps(const Bundle<T>& bundle, const GroupBlock& block, size_t layers) const;
+  // Every candidate of a slice with at least so many layers, on every group of a block.
+  std::vector<Step> steps(const Bundle<T>& bundle, const Slice& slice, const GroupBlock& block,
+                          size_t layers) const;
 
   // Channels of a tensor from or into a group's grid.
   void import_images(const Outer& input, int64_t group, bool relu, int64_t channel,
@@ -209,11 +242,11 @@ class CellPass {
   // The state: these features normalized, or the input itself.
   void finish_input(int64_t input, int64_t group) const;
 
-  // The two forward stages of a bundle; they add to moments if asked.
-  void first_stage(const Bundle<T>& bundle, const GroupBlock& block, const Scratch<T>& scratch,
-                   bool moments) const;
-  void second_stage(const Bundle<T>& bundle, const GroupBlock& block, const Scratch<T>& scratch,
-                    bool moments) const;
+  // The two forward stages of a slice; they add to moments if asked.
+  void first_stage(const Bundle<T>& bundle, const Slice& slice, const GroupBlock& block,
+                   const Scratch<T>& scratch, bool moments) const;
+  void second_stage(const Bundle<T>& bundle, const Slice& slice, const GroupBlock& block,
+                    const Scratch<T>& scratch, bool moments) const;
 
   // Puts the weights into the order that the layers read them in.
   void pack_weights(bool backward);
@@ -230,6 +263,13 @@ class CellPass {
   T* rstd_ = nullptr;
 
  private:
+  Bundle<T> make_bundle(int64_t source) const;
+  // Into slices.
+  void cut(Bundle<T>& bundle) const;
+  void lay_out_features(Bundle<T>& bundle, const Slice& slice, bool backward, Arena& features,
+                        Arena& workspace) const;
+  void pools_forward(const Bundle<T>& bundle, const GroupBlock& block, const Scratch<T>& scratch,
+                     bool moments) const;
   Scratch<T> make_scratch(Loop loop) const;
   Scratch<T> take_scratch(Loop loop) const;
   void give_back(Loop loop, Scratch<T> scratch) const;

@@ -6,44 +6,38 @@
 namespace da2s_fast {
 
 template <class T>
-void Backward<T>::second_stage_back(int64_t s) {
-  const Bundle<T>& bundle = this->bundles_[s];
+void Backward<T>::second_stage_back(const Bundle<T>& bundle, const Slice& slice) {
+  const bool zeros = slice.first && begins_with_zeros(bundle);
+  if (!zeros && !slice.once && !slice.twice) return;
   this->for_blocks(Loop::backward, [&](const GroupBlock& block, const Scratch<T>& scratch) {
-    clear_weights(block, weight_counts_[s]);
-    this->fill_input(bundle, block, scratch);
-    begin_gradient(bundle, block);
-    if (layers_back(bundle, block, scratch)) relu_back(bundle, block, scratch, false);
-    plain_back(bundle, block, scratch);
-    if (this->rest_lanes() && !bundle.edges.empty()) bypass_back(bundle, block, scratch);
+    if (zeros)
+      std::memset(gradient(bundle.source, block.begin).data, 0,
+                  block.groups() * this->elements(bundle.source) * sizeof(T));
+    last_layers_back(bundle, slice, block, scratch);
   });
-  if (!bundle.twice) return;
-  for (size_t e = 0; e < bundle.edges.size(); ++e)
-    for (size_t k = 0; k < bundle.edges[e].candidates.size(); ++k) {
+  fold_weights(bundle, slice, false);
+  for (const auto& [e, begin, end] : slice.parts)
+    for (size_t k = begin; k < end; ++k) {
       const CandidateRun<T>& run = bundle.edges[e].candidates[k];
-      NormSums<T>& first = sums_[s][e].candidates[k].first;
+      NormSums<T>& first = sums_[bundle.source][e].candidates[k].first;
       if (run.layers.size() > 1)
         set_coefficients(first, first.gradient, run.candidate->layers[0].norm, 1, this->after_);
     }
 }
 
 template <class T>
-void Backward<T>::plain_back(const Bundle<T>& bundle, const GroupBlock& block,
-                             const Scratch<T>& scratch) {
-  std::memset(scratch.pool_gradients, 0,
-              bundle.pools.size() * block.groups() * this->z_elements() * sizeof(T));
+void Backward<T>::plain_back(const Bundle<T>& bundle, int64_t group, const Scratch<T>& scratch) {
+  std::memset(scratch.pool_gradients, 0, bundle.pools.size() * this->z_elements() * sizeof(T));
   for (size_t e = 0; e < bundle.edges.size(); ++e)
     for (size_t k = 0; k < bundle.edges[e].candidates.size(); ++k) {
       const CandidateRun<T>& run = bundle.edges[e].candidates[k];
-      if (!run.layers.empty()) continue;
       const CandidateSums<T>& sums = sums_[bundle.source][e].candidates[k];
-      for (int64_t group = block.begin; group < block.end; ++group) {
-        if (run.candidate->is_direct())
-          direct_back(bundle, *bundle.edges[e].edge, sums, group);
-        else
-          pool_back(bundle, *bundle.edges[e].edge, run, sums, block, group, scratch);
-      }
+      if (run.candidate->is_pool())
+        pool_back(bundle, *bundle.edges[e].edge, run, sums, group, scratch);
+      else if (run.layers.empty())
+        direct_back(bundle, *bundle.edges[e].edge, sums, group);
     }
-  pools_back(bundle, block, scratch);
+  pools_back(bundle, group, scratch);
 }
 
 template <class T>
@@ -57,13 +51,13 @@ void Backward<T>::direct_back(const Bundle<T>& bundle, const Edge& edge,
 
 template <class T>
 void Backward<T>::pool_back(const Bundle<T>& bundle, const Edge& edge, const CandidateRun<T>& run,
-                            const CandidateSums<T>& sums, const GroupBlock& block, int64_t group,
+                            const CandidateSums<T>& sums, int64_t group,
                             const Scratch<T>& scratch) {
   size_t pool = 0;
   while (bundle.pools[pool].kind != run.candidate->kind) ++pool;
   norm_back(gradient(edge.target, group), run, sums, group, scratch);
   DA2S_SIMD_CALL(add<T>, this->z_grid(scratch.dz), this->after_, this->mixed_lanes(),
-                 this->z_grid(pool_gradient(pool, block, group, scratch)));
+                 pool_gradient(pool, scratch));
 }
 
 template <class T>
@@ -77,12 +71,12 @@ void Backward<T>::norm_back(Grid<const T> g, const CandidateRun<T>& run,
 }
 
 template <class T>
-bool Backward<T>::layers_back(const Bundle<T>& bundle, const GroupBlock& block,
-                              const Scratch<T>& scratch) {
-  const Size size = this->size_of(bundle.source);
+void Backward<T>::last_layers_back(const Bundle<T>& bundle, const Slice& slice,
+                                   const GroupBlock& block, const Scratch<T>& scratch) {
   const int64_t elements = this->z_elements();
-  const std::vector<Step> all = this->steps(bundle, block, 1);
-  std::vector<bool> begun(block.groups(), false);
+  const std::vector<Step> all = this->steps(bundle, slice, block, 1);
+  clear_weights(block, slice.weights[0]);
+  if (slice.once) this->fill_input(bundle, block, scratch);
   for (size_t i = 0; i < all.size(); ++i) {
     const auto& [e, k, group] = all[i];
     const CandidateRun<T>& run = bundle.edges[e].candidates[k];
@@ -96,17 +90,22 @@ bool Backward<T>::layers_back(const Bundle<T>& bundle, const GroupBlock& block,
     }
     norm_back(gradient(bundle.edges[e].edge->target, group), run, sums, group, scratch);
     clear_missing(scratch.dz, elements, group);
-    if (run.layers.size() > 1) {
+    if (run.layers.size() > 1)
       inner_back(run, sums, block, group, scratch, &next);
-      continue;
-    }
-    run.layers[0].backward(this->inside(this->input_of(bundle, block, group, scratch), size),
-                           scratch.dz, layer_scratch(scratch, false, &next),
-                           relu_gradient(bundle, block, group, scratch), begun[block.index(group)],
-                           weight_sums(block, sums.weights[0]));
-    begun[block.index(group)] = true;
+    else
+      layer_back(bundle, run, sums, block, group, scratch, &next);
   }
-  return begun[0];
+}
+
+template <class T>
+void Backward<T>::layer_back(const Bundle<T>& bundle, const CandidateRun<T>& run,
+                             const CandidateSums<T>& sums, const GroupBlock& block, int64_t group,
+                             const Scratch<T>& scratch, Ahead* ahead) {
+  const bool add = run.candidate != bundle.leader || begins_with_zeros(bundle);
+  T* input = this->input_of(bundle, block, group, scratch);
+  run.layers[0].backward(this->inside(input, this->size_of(bundle.source)), scratch.dz,
+                         layer_scratch(scratch, false, ahead), gradient(bundle.source, group), add,
+                         weight_sums(block, sums.weights[0]));
 }
 
 template <class T>
@@ -117,10 +116,10 @@ void Backward<T>::inner_back(const CandidateRun<T>& run, const CandidateSums<T>&
   T* inner = sums.inner + group * elements;
   const Grid<const T> z = this->z_grid(run.features[0] + group * elements);
   this->fill_inner(run, group, scratch);
-  run.layers[1].backward(this->inside(scratch.inner, this->after_), scratch.dz,
-                         layer_scratch(scratch, true, ahead), inner, false,
-                         weight_sums(block, sums.weights[1]));
   const Grid<T> g = this->z_grid(inner);
+  run.layers[1].backward(this->inside(scratch.inner, this->after_), scratch.dz,
+                         layer_scratch(scratch, true, ahead), g, false,
+                         weight_sums(block, sums.weights[1]));
   DA2S_SIMD_CALL(mask<T>, this->inside(scratch.inner, this->after_), g, this->after_,
                  this->mixed_lanes(), false, g);
   add_gradient(sums.first.gradient, g, this->after_, block, group, scratch);
@@ -129,44 +128,18 @@ void Backward<T>::inner_back(const CandidateRun<T>& run, const CandidateSums<T>&
 }
 
 template <class T>
-void Backward<T>::pools_back(const Bundle<T>& bundle, const GroupBlock& block,
-                             const Scratch<T>& scratch) {
+void Backward<T>::pools_back(const Bundle<T>& bundle, int64_t group, const Scratch<T>& scratch) {
   const Size size = this->size_of(bundle.source);
   const int64_t stride = plan_.stride(bundle.source);
-  for (size_t pool = 0; pool < bundle.pools.size(); ++pool)
-    for (int64_t group = block.begin; group < block.end; ++group) {
-      const Grid<T> g = this->z_grid(pool_gradient(pool, block, group, scratch));
-      const Grid<T> dx = gradient(bundle.source, group);
-      if (bundle.pools[pool].kind == Kind::max_pool)
-        DA2S_SIMD_CALL(max_pool_gradient<T>, this->state(bundle.source, group), size, 3, stride, 1,
-                       this->mixed_lanes(), g, this->after_, dx);
-      else
-        DA2S_SIMD_CALL(average_pool_gradient<T>, size, stride, this->mixed_lanes(), g, this->after_,
-                       dx);
-    }
-}
-
-template <class T>
-void Backward<T>::begin_gradient(const Bundle<T>& bundle, const GroupBlock& block) {
-  bool single = false;
-  for (const EdgeRun<T>& edge : bundle.edges)
-    for (const CandidateRun<T>& run : edge.candidates) single |= run.layers.size() == 1;
-  const bool written = single && (!this->rest_lanes() || plan_.stride(bundle.source) == 1);
-  if (!written)
-    std::memset(gradient(bundle.source, block.begin).data, 0,
-                block.groups() * this->elements(bundle.source) * sizeof(T));
-}
-
-template <class T>
-void Backward<T>::relu_back(const Bundle<T>& bundle, const GroupBlock& block,
-                            const Scratch<T>& scratch, bool add) {
-  const Size size = this->size_of(bundle.source);
-  const int64_t mixed = this->mixed_lanes();
-  for (int64_t group = block.begin; group < block.end; ++group) {
-    const Grid<T> to = gradient(bundle.source, group);
-    const Grid<T> g{relu_gradient(bundle, block, group, scratch), size.width * mixed, mixed};
-    DA2S_SIMD_CALL(mask<T>, this->inside(this->input_of(bundle, block, group, scratch), size), g,
-                   size, mixed, add, to);
+  const Grid<T> dx = gradient(bundle.source, group);
+  for (size_t pool = 0; pool < bundle.pools.size(); ++pool) {
+    const Grid<T> g = pool_gradient(pool, scratch);
+    if (bundle.pools[pool].kind == Kind::max_pool)
+      DA2S_SIMD_CALL(max_pool_gradient<T>, this->state_of(bundle.source, group, scratch), size, 3,
+                     stride, 1, this->mixed_lanes(), g, this->after_, dx);
+    else
+      DA2S_SIMD_CALL(average_pool_gradient<T>, size, stride, this->mixed_lanes(), g, this->after_,
+                     dx);
   }
 }
 
@@ -203,16 +176,33 @@ void Backward<T>::bypass_back(const Bundle<T>& bundle, const GroupBlock& block,
 }
 
 template <class T>
-void Backward<T>::third_stage_back(const Bundle<T>& bundle, const GroupBlock& block,
-                                   const Scratch<T>& scratch) {
+void Backward<T>::third_stage_back(const Bundle<T>& bundle, const Slice& slice,
+                                   const GroupBlock& block, const Scratch<T>& scratch) {
+  if (bundle.edges.empty()) return;
+  const bool masks = slice.last && bundle.leader;
+  if (slice.twice || masks) this->fill_input(bundle, block, scratch);
+  if (slice.twice) first_layers_back(bundle, slice, block, scratch);
+  if (!slice.last) return;
   const Size size = this->size_of(bundle.source);
+  for (int64_t group = block.begin; group < block.end; ++group) {
+    const Grid<T> dx = gradient(bundle.source, group);
+    if (masks)
+      DA2S_SIMD_CALL(mask<T>, this->inside(this->input_of(bundle, block, group, scratch), size), dx,
+                     size, this->mixed_lanes(), false, dx);
+    plain_back(bundle, group, scratch);
+  }
+  if (this->rest_lanes()) bypass_back(bundle, block, scratch);
+}
+
+template <class T>
+void Backward<T>::first_layers_back(const Bundle<T>& bundle, const Slice& slice,
+                                    const GroupBlock& block, const Scratch<T>& scratch) {
   const int64_t elements = this->z_elements();
-  this->fill_input(bundle, block, scratch);
-  const std::vector<Step> all = this->steps(bundle, block, 2);
-  std::vector<bool> begun(block.groups(), false);
+  const std::vector<Step> all = this->steps(bundle, slice, block, 2);
   const auto sums_of = [&](const Step& step) -> const CandidateSums<T>& {
     return sums_[bundle.source][step.edge].candidates[step.candidate];
   };
+  clear_weights(block, slice.weights[1]);
   for (size_t i = 0; i < all.size(); ++i) {
     const auto& [e, k, group] = all[i];
     const CandidateRun<T>& run = bundle.edges[e].candidates[k];
@@ -228,20 +218,15 @@ void Backward<T>::third_stage_back(const Bundle<T>& bundle, const GroupBlock& bl
                    run.features[0] + group * elements, this->after_.pixels(), this->mixed_lanes(),
                    sums.first.view(this->mean(run.candidate->layers[0].norm)), scratch.dz);
     clear_missing(scratch.dz, elements, group);
-    run.layers[0].backward(this->inside(this->input_of(bundle, block, group, scratch), size),
-                           scratch.dz, layer_scratch(scratch, false, &next),
-                           relu_gradient(bundle, block, group, scratch), begun[block.index(group)],
-                           weight_sums(block, sums.weights[0]));
-    begun[block.index(group)] = true;
+    layer_back(bundle, run, sums, block, group, scratch, &next);
   }
-  relu_back(bundle, block, scratch, true);
 }
 
-template void Backward<float>::second_stage_back(int64_t);
-template void Backward<double>::second_stage_back(int64_t);
-template void Backward<float>::third_stage_back(const Bundle<float>&, const GroupBlock&,
-                                                const Scratch<float>&);
-template void Backward<double>::third_stage_back(const Bundle<double>&, const GroupBlock&,
-                                                 const Scratch<double>&);
+#define DA2S_INSTANTIATE(T)                                                                      \
+  template void Backward<T>::second_stage_back(const Bundle<T>&, const Slice&);                  \
+  template void Backward<T>::third_stage_back(const Bundle<T>&, const Slice&, const GroupBlock&, \
+                                              const Scratch<T>&);
+DA2S_INSTANTIATE(float)
+DA2S_INSTANTIATE(double)
 
 }  // namespace da2s_fast

@@ -31,24 +31,26 @@ class Forward : public CellPass<T> {
                   static_cast<T>(in_.g[edge.row]));
     for (int64_t i = 0; i < plan_.inputs; ++i)
       if (!plan_.preprocess[i].empty()) preprocess(i);
-    for (int64_t s = 0; s < plan_.states(); ++s) {
-      const Bundle<T>& bundle = this->bundles_[s];
-      this->for_blocks(Loop::forward, [&](const GroupBlock& block, const Scratch<T>& scratch) {
-        if (s < plan_.inputs) input_state(s, block);
-        if (s > 0) mix(this->bundles_[s - 1], block);
-        if (pooled_[s]) pool_bypass(bundle, block);
-        if (s >= plan_.inputs) finish_node(s, block, scratch);
-        if (!bundle.edges.empty()) this->first_stage(bundle, block, scratch, true);
-      });
-      finish_norms(bundle, 0);
-      if (bundle.twice) {
+    const Bundle<T>* mixing = nullptr;  // what has been computed but not mixed yet
+    const Slice* mixed = nullptr;
+    for (const Bundle<T>& bundle : this->bundles_)
+      for (const Slice& slice : bundle.slices) {
         this->for_blocks(Loop::forward, [&](const GroupBlock& block, const Scratch<T>& scratch) {
-          this->second_stage(bundle, block, scratch, true);
+          if (mixed) mix(*mixing, *mixed, block, scratch);
+          if (slice.first) finish_state(bundle, block, scratch);
+          this->first_stage(bundle, slice, block, scratch, true);
         });
-        finish_norms(bundle, 1);
+        finish_norms(bundle, slice, 0);
+        if (slice.twice) {
+          this->for_blocks(Loop::forward, [&](const GroupBlock& block, const Scratch<T>& scratch) {
+            this->second_stage(bundle, slice, block, scratch, true);
+          });
+          finish_norms(bundle, slice, 1);
+        }
+        set_scales(bundle, slice);
+        mixing = &bundle;
+        mixed = &slice;
       }
-      set_scales(bundle);
-    }
   }
 
  private:
@@ -83,23 +85,32 @@ class Forward : public CellPass<T> {
     finish_norm(slot, moments_[slot], this->before_);
   }
 
-  void input_state(int64_t s, const GroupBlock& block) {
-    for (int64_t group = block.begin; group < block.end; ++group) this->finish_input(s, group);
+  // What the edges of a bundle leave, when all that enters it has been mixed.
+  void finish_state(const Bundle<T>& bundle, const GroupBlock& block, const Scratch<T>& scratch) {
+    const int64_t s = bundle.source;
+    if (s >= plan_.inputs) return finish_node(s, block, scratch);
+    if (this->is_kept(s))
+      for (int64_t group = block.begin; group < block.end; ++group) this->finish_input(s, group);
+    if (pooled_[s]) pool_bypass(bundle, block);
   }
 
-  // Adds what the edges of a bundle mix into their nodes; the first to reach a node writes there.
-  void mix(const Bundle<T>& bundle, const GroupBlock& block) {
-    std::vector<Mixed<T>> parts;
-    for (const EdgeRun<T>& edge : bundle.edges)
+  // Adds what the candidates of a slice mix into their nodes; the first to reach a node writes
+  // there.
+  void mix(const Bundle<T>& bundle, const Slice& slice, const GroupBlock& block,
+           const Scratch<T>& scratch) {
+    std::vector<Mixed<T>> mixed;
+    for (const Slice::Part& part : slice.parts)
       for (int64_t group = block.begin; group < block.end; ++group) {
-        parts.clear();
-        for (const CandidateRun<T>& run : edge.candidates) {
+        const EdgeRun<T>& edge = bundle.edges[part.edge];
+        mixed.clear();
+        for (size_t k = part.begin; k < part.end; ++k) {
+          const CandidateRun<T>& run = edge.candidates[k];
           const int64_t slot = run.candidate->norm;
-          parts.push_back({this->mixed_of(bundle, edge, run, group), run.scale,
+          mixed.push_back({this->mixed_of(bundle, edge, run, group, scratch), run.scale,
                            slot < 0 ? nullptr : this->mean(slot)});
         }
-        const bool first = first_edges_[edge.edge->target] == edge.edge->row;
-        DA2S_SIMD_CALL(mix<T>, parts.data(), static_cast<int64_t>(parts.size()), this->after_,
+        const bool first = part.begin == 0 && first_edges_[edge.edge->target] == edge.edge->row;
+        DA2S_SIMD_CALL(mix<T>, mixed.data(), static_cast<int64_t>(mixed.size()), this->after_,
                        this->mixed_lanes(), !first, this->state(edge.edge->target, group));
       }
   }
@@ -144,10 +155,12 @@ class Forward : public CellPass<T> {
                       pooled_[bundle.source] + group * this->after_.pixels() * this->rest_lanes());
   }
 
-  // g p / deviation of every candidate of a bundle.
-  void set_scales(const Bundle<T>& bundle) {
-    for (const EdgeRun<T>& edge : bundle.edges)
-      for (const CandidateRun<T>& run : edge.candidates) {
+  // g p / deviation of every candidate of a slice.
+  void set_scales(const Bundle<T>& bundle, const Slice& slice) {
+    for (const Slice::Part& part : slice.parts)
+      for (size_t k = part.begin; k < part.end; ++k) {
+        const EdgeRun<T>& edge = bundle.edges[part.edge];
+        const CandidateRun<T>& run = edge.candidates[k];
         const int64_t slot = run.candidate->norm;
         const double kept = run.candidate->kind == Kind::none ? 0 : 1;
         const T weight = static_cast<T>(kept * in_.g[edge.edge->row] * in_.p_of(*run.candidate));
@@ -164,9 +177,10 @@ class Forward : public CellPass<T> {
   }
 
   // Of first or second layers; pools are there after the first.
-  void finish_norms(const Bundle<T>& bundle, size_t layer) {
-    for (const EdgeRun<T>& edge : bundle.edges)
-      for (const CandidateRun<T>& run : edge.candidates) {
+  void finish_norms(const Bundle<T>& bundle, const Slice& slice, size_t layer) {
+    for (const Slice::Part& part : slice.parts)
+      for (size_t k = part.begin; k < part.end; ++k) {
+        const CandidateRun<T>& run = bundle.edges[part.edge].candidates[k];
         if (layer < run.layers.size())
           finish_norm(run.candidate->layers[layer].norm, run.moments[layer], this->after_);
         if (layer > 0 || !run.candidate->is_pool() || run.candidate->norm < 0) continue;

@@ -151,7 +151,7 @@ void PackedLayer<T>::halves_forward(Grid<const T> in, T* middle, Grid<T> z) cons
 }
 
 template <class T>
-void PackedLayer<T>::backward(Grid<const T> in, const T* dz, const Scratch& scratch, T* dx,
+void PackedLayer<T>::backward(Grid<const T> in, const T* dz, const Scratch& scratch, Grid<T> dx,
                               bool add, double* sums) const {
   layer_.separable ? separable_backward(in, dz, scratch, dx, add, sums)
                    : dense_backward(in, dz, scratch, dx, add, sums);
@@ -159,7 +159,7 @@ void PackedLayer<T>::backward(Grid<const T> in, const T* dz, const Scratch& scra
 
 template <class T>
 void PackedLayer<T>::separable_backward(Grid<const T> in, const T* dz, const Scratch& scratch,
-                                        T* dx, bool add, double* sums) const {
+                                        Grid<T> dx, bool add, double* sums) const {
   const Size out = out_size();
   const Grid<const T> window = in.at(-layer_.padding(), -layer_.padding());
   const Depthwise shape = depthwise_shape(scratch.ahead);
@@ -176,14 +176,13 @@ void PackedLayer<T>::separable_backward(Grid<const T> in, const T* dz, const Scr
   const Grid<T> gradient = Grid<T>{scratch.padded, row, in_lanes_}.at(border_, border_);
   DA2S_SIMD_CALL(product<T>, back, g, transposed_, gradient, out, false);
   if (sums) DA2S_SIMD_CALL(depthwise_weights<T>, shape, window, gradient, out, sums);
-  if (!dx) return;
-  DA2S_SIMD_CALL(depthwise_back<T>, shape, gradient, turned_,
-                 (Grid<T>{dx, size_.width * in_lanes_, in_lanes_}), size_, add);
+  if (!dx.data) return;
+  DA2S_SIMD_CALL(depthwise_back<T>, shape, gradient, turned_, dx, size_, add);
 }
 
 template <class T>
-void PackedLayer<T>::dense_backward(Grid<const T> in, const T* dz, const Scratch& scratch, T* dx,
-                                    bool add, double* sums) const {
+void PackedLayer<T>::dense_backward(Grid<const T> in, const T* dz, const Scratch& scratch,
+                                    Grid<T> dx, bool add, double* sums) const {
   const Size out = out_size();
   const Grid<const T> g{dz, out.width * out_lanes(), out_lanes()};
   if (sums) {
@@ -194,9 +193,8 @@ void PackedLayer<T>::dense_backward(Grid<const T> in, const T* dz, const Scratch
       DA2S_SIMD_CALL(product_weights<T>, one, moved, g, out, sums + tap * product_sums());
     }
   }
-  if (!dx) return;
-  const Grid<T> to{dx, size_.width * in_lanes_, in_lanes_};
-  layer_.stride == 1 ? gather_input(g, scratch, to, add) : spread_input(g, scratch, to, add);
+  if (!dx.data) return;
+  layer_.stride == 1 ? gather_input(g, scratch, dx, add) : spread_input(g, scratch, dx, add);
 }
 
 // At stride 1 the input's gradient is a convolution of the output's inside a border of zeros.
@@ -223,7 +221,6 @@ void PackedLayer<T>::spread_input(Grid<const T> g, const Scratch& scratch, Grid<
   const int64_t half = layer_.out_channels / 2, row = (size_.width + 2 * border_) * in_lanes_;
   const int64_t elements = (size_.height + 2 * border_) * row;
   const Grid<T> whole = Grid<T>{scratch.padded, row, in_lanes_}.at(border_, border_);
-  if (!add) std::memset(dx.data, 0, size_.pixels() * in_lanes_ * sizeof(T));
   std::memset(scratch.padded, 0, elements * sizeof(T));
   for (int64_t tap = 0; tap < layer_.taps(); ++tap) {
     const Grid<T> to{whole.data + tap_offset(tap, in_lanes_), whole.row * layer_.stride,
@@ -236,7 +233,10 @@ void PackedLayer<T>::spread_input(Grid<const T> g, const Scratch& scratch, Grid<
     DA2S_SIMD_CALL(product<T>, back, part,
                    transposed_ + (tap * layer_.out_channels + first) * in_lanes_, to, out, true);
   }
-  DA2S_SIMD_CALL(add<T>, whole, size_, in_lanes_, dx);
+  if (add)
+    DA2S_SIMD_CALL(add<T>, whole, size_, in_lanes_, dx);
+  else
+    DA2S_SIMD_CALL(normalize<T>, whole, size_, in_lanes_, nullptr, nullptr, false, dx);
   std::memset(scratch.padded, 0, elements * sizeof(T));
 }
 

@@ -55,8 +55,10 @@ class PackedLayer {
   };
   // Writes dx, the gradient of the image, or adds to it, and adds to the weights' sums; either may
   // be null.
-  void backward(Grid<const T> in, const T* dz, const Scratch& scratch, T* dx, bool add,
+  void backward(Grid<const T> in, const T* dz, const Scratch& scratch, Grid<T> dx, bool add,
                 double* sums) const;
+  // An image's gradient in memory of its own.
+  Grid<T> dense(T* image) const { return {image, size_.width * in_lanes_, in_lanes_}; }
 
   // Gradients of the weights, one after the other as they lie in the list, from the chunks' sums,
   // of which the first chunk's become the total.
@@ -76,9 +78,9 @@ class PackedLayer {
   template <class Visit>
   void for_each_product_weight(Visit visit) const;
   void halves_forward(Grid<const T> in, T* middle, Grid<T> z) const;
-  void separable_backward(Grid<const T> in, const T* dz, const Scratch& scratch, T* dx, bool add,
-                          double* sums) const;
-  void dense_backward(Grid<const T> in, const T* dz, const Scratch& scratch, T* dx, bool add,
+  void separable_backward(Grid<const T> in, const T* dz, const Scratch& scratch, Grid<T> dx,
+                          bool add, double* sums) const;
+  void dense_backward(Grid<const T> in, const T* dz, const Scratch& scratch, Grid<T> dx, bool add,
                       double* sums) const;
   void gather_input(Grid<const T> g, const Scratch& scratch, Grid<T> dx, bool add) const;
   void spread_input(Grid<const T> g, const Scratch& scratch, Grid<T> dx, bool add) const;

@@ -10,9 +10,13 @@ void Backward<T>::preprocess_back(int64_t input) {
   const Outer* outer = wanted_.inputs[input];
   if (plan_.preprocess[input].empty()) {
     if (!outer) return;
-    this->for_blocks(Loop::preprocess_back, [&](const GroupBlock& block, const Scratch<T>&) {
-      for (int64_t group = block.begin; group < block.end; ++group)
-        this->export_images(gradient(input, group), group, 0, plan_.channels, *outer);
+    this->for_blocks(Loop::backward, [&](const GroupBlock& block, const Scratch<T>& scratch) {
+      for (int64_t group = block.begin; group < block.end; ++group) {
+        const Grid<T> g = gradient(input, group);
+        const Grid<T> copy{scratch.dz, g.row, g.pixel};  // g may lie where it is to be written
+        std::copy_n(g.data, this->elements(input), copy.data);
+        this->export_images(copy, group, 0, plan_.channels, *outer);
+      }
     });
     return;
   }
@@ -29,15 +33,14 @@ void Backward<T>::preprocess_back(int64_t input) {
                      scratch.dz);
       clear_missing(scratch.dz, this->elements(input), group);
       const Grid<T> x = layer.inside(scratch.input);
-      T* dx = outer ? scratch.inner_gradient : nullptr;
+      const Grid<T> dx = layer.dense(outer ? scratch.inner_gradient : nullptr);
       for (int64_t y = 0; y < height; y += size.height) {
         this->import_images(in_.inputs[input].rows(y, size.height), group, true, 0, channels, x);
         layer.backward(x, scratch.dz + y * this->before_.width * this->state_lanes(),
                        layer_scratch(scratch, false, nullptr), dx, false, weight_sums(block, 0));
-        if (!dx) continue;
-        const Grid<T> found{dx, size.width * layer.in_lanes(), layer.in_lanes()};
-        DA2S_SIMD_CALL(mask<T>, x, found, size, layer.in_lanes(), false, found);
-        this->export_images(found, group, 0, channels, outer->rows(y, size.height));
+        if (!outer) continue;
+        DA2S_SIMD_CALL(mask<T>, x, dx, size, layer.in_lanes(), false, dx);
+        this->export_images(dx, group, 0, channels, outer->rows(y, size.height));
       }
     }
   });

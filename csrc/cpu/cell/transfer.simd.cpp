@@ -2,8 +2,10 @@
 //
 // Where channels are adjacent in a tensor of the arithmetic's type, a pixel moves by whole vectors
 // of channels, of all images of a group at once: steps that put the numbers of two vectors in turn
-// lead from one vector for each image to each channel's images side by side. Otherwise the loop
-// over the side that is scattered lies outside, so that one of both is read or written in order.
+// lead from one vector for each image to each channel's images side by side. Where pixels are
+// adjacent, the same steps lead from a vector of pixels for each lane to each pixel's lanes, on the
+// way in. Otherwise the loop over the side that is scattered lies outside, so that one of both is
+// read or written in order.
 #include <type_traits>
 
 #include "../convert.h"
@@ -145,6 +147,53 @@ void export_pixels(Grid<const T> from, const ImageStrides& at, int64_t image, in
     }
 }
 
+// Vectors of pixels of as many lanes as a vector has, from pixel `begin` of a run on; next() is
+// where the next pixel goes. Returns the first pixel that is left.
+template <int Width, class T, class Next>
+DA2S_INLINE int64_t import_lanes(const T* const* lanes, int64_t begin, int64_t pixels,
+                                 bool with_relu, Next& next) {
+  constexpr int kPixel = kWide<T> * sizeof(T);
+  for (; begin + Width <= pixels; begin += Width) {
+    Row<T, Width> rows[kWide<T>];
+    for (int k = 0; k < kWide<T>; ++k) {
+      std::memcpy(&rows[k], lanes[k] + begin, sizeof rows[k]);
+      if (with_relu) rows[k] = rows[k] < 0 ? Row<T, Width>{} : rows[k];
+    }
+    interleave<T, Width>(rows);
+    for (int i = 0; i < Width; ++i)
+      std::memcpy(next(), reinterpret_cast<const char*>(rows) + i * kPixel, kPixel);
+  }
+  return begin;
+}
+
+// Images whose pixels follow each other; where rows do, too, all of them are one run.
+template <class T>
+void import_planes(const T* from, const ImageStrides& at, int64_t image, int64_t images,
+                   int64_t channels, Size size, bool with_relu, Grid<T> to) {
+  const int64_t run = at.row == size.width ? size.pixels() : size.width;
+  for (int64_t lane = 0; lane < channels * images; lane += kWide<T>) {
+    int64_t y = 0, x = 0;
+    const auto next = [&] {
+      T* found = to.at(y, x).data + lane;
+      if (++x == size.width) x = 0, ++y;
+      return found;
+    };
+    for (int64_t row = 0; row < size.pixels() / run; ++row) {
+      const T* lanes[kWide<T>];
+      for (int k = 0; k < kWide<T>; ++k)
+        lanes[k] =
+            from + (lane + k) % images * image + (lane + k) / images * at.channel + row * at.row;
+      int64_t i = import_lanes<kWide<T>>(lanes, 0, run, with_relu, next);
+      i = import_lanes<kNarrow<T>>(lanes, i, run, with_relu, next);
+      for (; i < run; ++i) {
+        T* target = next();
+        for (int k = 0; k < kWide<T>; ++k)
+          target[k] = with_relu ? positive(lanes[k][i]) : lanes[k][i];
+      }
+    }
+  }
+}
+
 // Calls move(n, c, y, x) for every element, in an order in which the tensor's lie close together.
 template <class Move>
 DA2S_INLINE void for_elements(const ImageStrides& at, int64_t images, int64_t channels, Size size,
@@ -177,6 +226,10 @@ void import_group(const Outer* from, const ImageStrides& at, int64_t image, int6
         import_pixels<decltype(constant)::value>(from, at, image, channels, size, with_relu, to);
       });
     }
+  }
+  if constexpr (std::is_same_v<T, Outer>) {
+    if (valid == images && at.pixel == 1 && channels * images % kWide<T> == 0)
+      return import_planes(from, at, image, images, channels, size, with_relu, to);
   }
   if (valid < images) zero(to, size, channels * images);
   for_elements(at, valid, channels, size, [&](int64_t n, int64_t c, int64_t y, int64_t x) {

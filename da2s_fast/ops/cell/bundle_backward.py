@@ -1,12 +1,12 @@
 """One bundle's backward pass, in three stages.
 
     1  S1, S2 of every z with its node's gradient    | barrier; dL/dp and dL/dg are known here
-    2  dz; pools, skips and dilated convolutions down to x; separable ones down to their inner
-       norm, whose S1, S2 follow                     | barrier
-    3  dz1; separable convolutions down to x
+    2  dz; dilated and dense convolutions down to ReLU; separable ones down to their inner norm,
+       whose S1, S2 follow                           | barrier
+    3  dz1; separable convolutions down to ReLU; through it to x; pools and skips
 
-All candidates add into one dL/dx. ReLU, depthwise outputs and normalized z1 are computed again
-instead of being kept.
+All candidates add into one dL/dx, in this order. ReLU, depthwise outputs and normalized z1 are
+computed again instead of being kept.
 """
 
 from __future__ import annotations
@@ -75,9 +75,10 @@ class BundleBackward:
         k = self.plan.partial_channels
         mixed = {edge.row: node_gradients[edge.target][:, ::k] for edge in self.edges}
         sums = self._stage1(mixed)
-        inner = self._stage2(scale, mixed, sums)
-        self._stage3(inner)
-        self.state += relu_backward(self.relu_gradient, self.bundle.x)
+        at_z = {
+            key: scale[key] * self._at_last_norm(key, mixed[key[0]], sums) for key in self.bundle.z
+        }
+        self._stage3(self._stage2(at_z), at_z)
         if self.bundle.bypassed is not None:
             self._bypass(g, node_gradients)
 
@@ -93,26 +94,20 @@ class BundleBackward:
                 self.products[key] = (mixed[key[0]] * z).sum()
         return sums
 
-    def _stage2(
-        self, scale: Mapping[Key, Tensor], mixed: Mapping[int, Tensor], sums: Mapping[Key, Sums]
-    ) -> dict[Key, Tensor]:
-        """Down to x; returns the gradients at the inner norms of separable convolutions."""
-        pooled = {name: torch.zeros_like(out) for name, (out, _) in self.bundle.pools.items()}
+    def _at_last_norm(self, key: Key, gradient: Tensor, sums: Mapping[Key, Sums]) -> Tensor:
+        if key not in sums:
+            return gradient
+        last = known(self.norms, self.plan.norm_slots[key].stop - 1)
+        return input_gradient(gradient, self.bundle.z[key], last, sums[key])
+
+    def _stage2(self, at_z: Mapping[Key, Tensor]) -> dict[Key, Tensor]:
+        """Last layers; returns the gradients at the inner norms of separable convolutions."""
         inner: dict[Key, Tensor] = {}
-        for key, z in self.bundle.z.items():
-            row, operation = key
-            gradient = mixed[row]
-            if key in sums:
-                last = known(self.norms, self.plan.norm_slots[key].stop - 1)
-                gradient = input_gradient(gradient, z, last, sums[key])
-            gradient = scale[key] * gradient
-            if operation in POOLS:
-                pooled[operation] += gradient
-            elif operation == NONE:
-                self.state[:, :, :: self.stride, :: self.stride] += gradient.mul(0.0)
-            elif operation == SKIP and self.stride == 1:
-                self.state += gradient
-            elif operation == SKIP:
+        for key, gradient in at_z.items():
+            operation = key[1]
+            if self._is_plain(operation):
+                continue
+            if operation == SKIP:
                 self._factorized_reduce(key, gradient)
             elif operation in DENSE:
                 at = self.plan.weight_slots[key].start
@@ -126,17 +121,29 @@ class BundleBackward:
                 inner[key] = relu_backward(reached, middle)
             else:
                 self.relu_gradient += self._convolution(key, gradient, self.relu)
-        for name, (_, indices) in self.bundle.pools.items():
-            self.state += pool_backward(pooled[name], self.bundle.x, indices, self.stride)
         return inner
 
-    def _stage3(self, inner: Mapping[Key, Tensor]) -> None:
-        """Separable convolutions from their inner norm down to x."""
+    def _is_plain(self, operation: str) -> bool:
+        return operation in POOLS or operation == NONE or (operation == SKIP and self.stride == 1)
+
+    def _stage3(self, inner: Mapping[Key, Tensor], at_z: Mapping[Key, Tensor]) -> None:
+        """Separable convolutions from their inner norm to ReLU, and all of them to x; the rest."""
         for key, gradient in inner.items():
             z1, statistics = self.bundle.z1[key], self._first_norm(key)
             sums = gradient_sums(gradient, z1, statistics)
             dz1 = input_gradient(gradient, z1, statistics, sums)
             self.relu_gradient += self._convolution(key, dz1, self.relu)
+        self.state += relu_backward(self.relu_gradient, self.bundle.x)
+        pooled = {name: torch.zeros_like(out) for name, (out, _) in self.bundle.pools.items()}
+        for (_, operation), gradient in at_z.items():
+            if operation in POOLS:
+                pooled[operation] += gradient
+            elif operation == NONE:
+                self.state[:, :, :: self.stride, :: self.stride] += gradient.mul(0.0)
+            elif self._is_plain(operation):
+                self.state += gradient
+        for name, (_, indices) in self.bundle.pools.items():
+            self.state += pool_backward(pooled[name], self.bundle.x, indices, self.stride)
 
     def _convolution(
         self, key: Key, gradient: Tensor, relu: Tensor, second_half: bool = False

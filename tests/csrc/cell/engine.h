@@ -89,15 +89,6 @@ inline CellValues random_values(const CellCase& given, bool exact) {
   return values;
 }
 
-template <class Stored>
-constexpr OuterType kOuterType = OuterType::float32;
-template <>
-inline constexpr OuterType kOuterType<double> = OuterType::float64;
-template <>
-inline constexpr OuterType kOuterType<BFloat16> = OuterType::bfloat16;
-template <>
-inline constexpr OuterType kOuterType<Float16> = OuterType::float16;
-
 // A tensor (N, C, H, W); values are in its own order of memory.
 template <class Stored>
 class CellTensor {

@@ -147,6 +147,7 @@ def spread(
     stride,
     padding,
     dilation,
+    ANY_STRIDE: tl.constexpr,
     KERNEL: tl.constexpr,
     SUM: tl.constexpr,
     PIXELS: tl.constexpr,
@@ -154,7 +155,8 @@ def spread(
 ):
     """Write the gradient of x. Grid: tiles of its pixels, blocks of channels.
 
-    Args as for `pull`, and the gradient, to, with its strides.
+    Args as for `pull`, the gradient, to, with its strides, and ANY_STRIDE: whether stride is more
+    than 2.
     """
     n, y, x_ = pixels_of(tl.program_id(0), in_size[0], in_size[1], PIXELS)
     live = n < images
@@ -162,7 +164,7 @@ def spread(
     known = c < channels
     found = spread_back(
         reached, spatial, KERNEL, stride, dilation, padding, n, y, x_, height, width, live, c,
-        known, channels,
+        known, channels, ANY_STRIDE,
     )  # fmt: skip
     values = load_input(x, x_strides, in_size, n, y, x_, c, live, known, SUM)
     store_output(to, to_strides, n, y, x_, c, live, known, through_relu(found, values))

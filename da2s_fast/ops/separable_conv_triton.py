@@ -238,6 +238,7 @@ def _backward(slots: Mapping[str, Slot], geometry: _Geometry, cut: _Chunks) -> N
             reached=reached,
             to=slots["to"],
             to_strides=slots["to"].stride(),
+            ANY_STRIDE=geometry.stride > 2,
             **call.common,
         )
     _collect(call, slots, parts, cut)

@@ -36,29 +36,36 @@ from da2s_fast.kernels.cell.window import columns_of, tap_values, window_of
 
 
 @triton.jit
-def output_of(place, offset, stride, size):
+def output_of(place, offset, stride, size, ANY: tl.constexpr = False):
     """Return which output reads a row or column at an offset from its window's start.
 
-    That is the output with output * stride + offset = place, if there is one: also returned. A
-    stride is 1 or 2, so that nothing has to be divided.
+    That is the output with output * stride + offset = place, if there is one: also returned.
+    Without ANY a stride is 1 or 2, so that nothing has to be divided.
     """
     start = place - offset
-    output = start >> (stride - 1)
-    return output, (start >= 0) & ((start & (stride - 1)) == 0) & (output < size)
+    if ANY:
+        output = start // stride
+        between = start % stride
+    else:
+        output = start >> (stride - 1)
+        between = start & (stride - 1)
+    return output, (start >= 0) & (between == 0) & (output < size)
 
 
 @triton.jit
-def outputs_of(n, y, x, offset_y, offset_x, stride, height, width, live):
+def outputs_of(
+    n, y, x, offset_y, offset_x, stride, height, width, live, ANY: tl.constexpr = False
+):  # fmt: skip
     """Likewise of pixels (y, x) the output's index."""
-    top, in_column = output_of(y, offset_y, stride, height)
-    left, in_row = output_of(x, offset_x, stride, width)
+    top, in_column = output_of(y, offset_y, stride, height, ANY)
+    left, in_row = output_of(x, offset_x, stride, width, ANY)
     return (n.to(tl.int64) * height + top) * width + left, live & in_column & in_row
 
 
 @triton.jit
 def spread_back(
     base, weights, kernel, stride, dilation, padding, n, y, x, height, width, live, c, known,
-    channels,
+    channels, ANY: tl.constexpr = False,
 ):  # fmt: skip
     """Return the gradient of a depthwise convolution's input from that of its output."""
     taps = kernel * kernel
@@ -66,7 +73,7 @@ def spread_back(
     for tap in range(0, taps):
         at, there = outputs_of(
             n, y, x, tap // kernel * dilation - padding, tap % kernel * dilation - padding,
-            stride, height, width, live,
+            stride, height, width, live, ANY,
         )  # fmt: skip
         factor = tl.load(weights + c * taps + tap, mask=known, other=0.0)
         total += load_pixels(base, at, channels, c, there, known) * factor[None, :]

@@ -42,7 +42,7 @@ def test_other_types(device, stride, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize(("stride", "dilation"), [(1, 1), (2, 2)])
+@pytest.mark.parametrize(("stride", "dilation"), [(1, 1), (2, 2), (3, 1), (4, 3)])
 def test_several_tiles_blocks_and_chunks(device, monkeypatch, stride, dilation, dtype):
     case = make_several_tiles(monkeypatch)._replace(stride=stride, dilation=dilation)
     check(device, case.to(dtype))

@@ -33,18 +33,23 @@ def with_threads(function: Callable[[], Result]) -> list[Result]:
     return results
 
 
-def run_with_instruction_set(isa: str, code: str) -> None:
-    """Run Python code in a process whose kernels use an instruction set, and see that they did."""
-    code += "\nfrom da2s_fast.backends import build_info; print(build_info()['instruction_set'])"
+def printed_last(code: str, **environment: str) -> str:
+    """The last word that Python code prints in a process of its own, with these variables set."""
     run = subprocess.run(
         [sys.executable, "-c", code],
-        env=os.environ | {"DA2S_ISA": isa},
+        env=os.environ | environment,
         capture_output=True,
         text=True,
         check=False,
     )
     assert run.returncode == 0, run.stderr
-    assert run.stdout.split()[-1] == isa
+    return run.stdout.split()[-1]
+
+
+def run_with_instruction_set(isa: str, code: str) -> None:
+    """Run Python code in a process whose kernels use an instruction set, and see that they did."""
+    code += "\nfrom da2s_fast.backends import build_info; print(build_info()['instruction_set'])"
+    assert printed_last(code, DA2S_ISA=isa) == isa
 
 
 def counted(function: Callable[[], object]) -> int:

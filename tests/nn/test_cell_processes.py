@@ -4,8 +4,6 @@ import concurrent.futures
 import copy
 import os
 import pickle
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -13,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from da2s_fast.nn import use_backend
-from tests.conditions import threads
+from tests.conditions import printed_last, threads
 from tests.nn.cell_modules import build, call, compiled
 from tests.nn.evaluate import evaluate
 from tests.nn.test_super_network import build as build_network
@@ -190,15 +188,5 @@ def test_other_processes_compute_the_same_bits():
         "for t in found: digest.update(t.detach().contiguous().numpy().tobytes())\n"
         "print(digest.hexdigest())\n"
     )
-    digests = set()
-    for number in ("1", "2", "8"):
-        run = subprocess.run(
-            [sys.executable, "-c", code],
-            env=os.environ | {"OMP_NUM_THREADS": number},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert run.returncode == 0, run.stderr
-        digests.add(run.stdout.split()[-1])
+    digests = {printed_last(code, OMP_NUM_THREADS=number) for number in ("1", "2", "8")}
     assert len(digests) == 1

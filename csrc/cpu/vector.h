@@ -57,6 +57,24 @@ DA2S_INLINE void write(T* p, const Vector<T>& v) {
   std::memcpy(p, &v, sizeof v);
 }
 
+// Reads what several operations use: x86 compilers would rather read it anew with each of them.
+template <class T>
+DA2S_INLINE Vector<T> read_once(const T* p) {
+  Vector<T> v = read(p);
+#ifdef __x86_64__
+  asm("" : "+v"(v));
+#endif
+  return v;
+}
+
+// Moves a pointer where the compiler does not see it: it would keep a pointer for every pixel, most
+// of them in memory.
+template <class T>
+DA2S_INLINE void step(T*& p, int64_t elements) {
+  p += elements;
+  asm("" : "+r"(p));
+}
+
 template <class T>
 DA2S_INLINE Vector<T> splat(T value) {
   return value - Vector<T>{};

@@ -13,52 +13,74 @@
 namespace da2s_fast::DA2S_ISA {
 namespace {
 
-// A kernel of H rows of W taps, D apart, moved by S; without any the outputs are zero.
-template <int H, int W, int D, int S, int Pixels, class T>
+// Rows x Pixels outputs of a kernel of H rows of W taps, D apart, moved by S; without any taps the
+// outputs are zero.
+template <int H, int W, int D, int S, int Rows, int Pixels, class T>
 DA2S_INLINE void outputs(Grid<const T> in, const T* weights, int64_t lanes, Grid<T> out, bool add) {
-  Vector<T> sums[Pixels] = {};
+  Vector<T> sums[Rows][Pixels] = {};
   if (add)
-    for (int j = 0; j < Pixels; ++j) sums[j] = read(out.data + j * out.pixel);
+#pragma GCC unroll 2
+    for (int y = 0; y < Rows; ++y) {
+      const T* to = out.at(y, 0).data;
+      for (int x = 0; x < Pixels; ++x, step(to, out.pixel)) sums[y][x] = read(to);
+    }
   for (int ky = 0; ky < H; ++ky) {
     Vector<T> factors[W];
-    for (int kx = 0; kx < W; ++kx) factors[kx] = read(weights + (ky * W + kx) * lanes);
-    const T* row = in.data + ky * D * in.row;
+    for (int kx = 0; kx < W; ++kx, step(weights, lanes)) factors[kx] = read(weights);
+#pragma GCC unroll 2
+    for (int y = 0; y < Rows; ++y) {
+      const T* at = in.at(y * S + ky * D, 0).data;
 #pragma GCC unroll 32
-    for (int i = 0; i < (Pixels - 1) * S + (W - 1) * D + 1; ++i) {
-      Vector<T> value;
-      bool used = false;
+      for (int i = 0; i < (Pixels - 1) * S + (W - 1) * D + 1; ++i, step(at, in.pixel)) {
+        Vector<T> value;
+        bool used = false;
 #pragma GCC unroll 8
-      for (int kx = 0; kx < W; ++kx) {
-        const int from = i - kx * D;
-        if (from < 0 || from % S != 0 || from / S >= Pixels) continue;
-        if (!used) value = read(row + i * in.pixel);
-        used = true;
-        sums[from / S] += value * factors[kx];
+        for (int kx = 0; kx < W; ++kx) {
+          const int from = i - kx * D;
+          if (from < 0 || from % S != 0 || from / S >= Pixels) continue;
+          if (!used) value = read_once(at);
+          used = true;
+          sums[y][from / S] += value * factors[kx];
+        }
       }
     }
   }
-  for (int j = 0; j < Pixels; ++j) write(out.data + j * out.pixel, sums[j]);
+#pragma GCC unroll 2
+  for (int y = 0; y < Rows; ++y) {
+    T* to = out.at(y, 0).data;
+    for (int x = 0; x < Pixels; ++x, step(to, out.pixel)) write(to, sums[y][x]);
+  }
+}
+
+template <int H, int W, int D, int S, int Rows, class T>
+DA2S_INLINE void output_rows(const Depthwise& conv, Grid<const T> in, const T* weights, Grid<T> out,
+                             int64_t width, bool add) {
+  const int64_t lanes = conv.lanes;
+  for (int64_t lane = 0; lane < lanes; lane += kLanes<T>) {
+    for (int y = 0; y < Rows; ++y) ask(conv.ahead);
+    Grid<const T> from = in;
+    Grid<T> to = out;
+    from.data += lane;
+    to.data += lane;
+    int64_t x = 0;
+    for (; x + 8 <= width; x += 8)
+      outputs<H, W, D, S, Rows, 8>(from.at(0, x * S), weights + lane, lanes, to.at(0, x), add);
+    for (; x + 4 <= width; x += 4)
+      outputs<H, W, D, S, Rows, 4>(from.at(0, x * S), weights + lane, lanes, to.at(0, x), add);
+    for (; x < width; ++x)
+      outputs<H, W, D, S, Rows, 1>(from.at(0, x * S), weights + lane, lanes, to.at(0, x), add);
+  }
 }
 
 template <int H, int W, int D, int S, class T>
 void convolve(const Depthwise& conv, Grid<const T> in, const T* weights, Grid<T> out, Size size,
               bool add) {
-  const int64_t lanes = conv.lanes;
-  for (int64_t y = 0; y < size.height; ++y)
-    for (int64_t lane = 0; lane < lanes; lane += kLanes<T>) {
-      ask(conv.ahead);
-      Grid<const T> from = in.at(y * S, 0);
-      Grid<T> to = out.at(y, 0);
-      from.data += lane;
-      to.data += lane;
-      int64_t x = 0;
-      for (; x + 8 <= size.width; x += 8)
-        outputs<H, W, D, S, 8>(from.at(0, x * S), weights + lane, lanes, to.at(0, x), add);
-      for (; x + 4 <= size.width; x += 4)
-        outputs<H, W, D, S, 4>(from.at(0, x * S), weights + lane, lanes, to.at(0, x), add);
-      for (; x < size.width; ++x)
-        outputs<H, W, D, S, 1>(from.at(0, x * S), weights + lane, lanes, to.at(0, x), add);
-    }
+  int64_t y = 0;
+  if constexpr (kManyRegisters)
+    for (; y + 2 <= size.height; y += 2)
+      output_rows<H, W, D, S, 2>(conv, in.at(y * S, 0), weights, out.at(y, 0), size.width, add);
+  for (; y < size.height; ++y)
+    output_rows<H, W, D, S, 1>(conv, in.at(y * S, 0), weights, out.at(y, 0), size.width, add);
 }
 
 // Inputs whose row and column are even (0) or odd (1), which see H rows of W taps of the kernel,
@@ -102,11 +124,37 @@ void dilated_back_by_two(const Depthwise& conv, Grid<const T> gradient, const T*
   convolve_parity<0, 0>(conv, gradient, 0, 0, turned, 1, 1, dx, size, false);
 }
 
+// Adds what so many pixels of the gradient contribute to `Rows` rows of the kernel's.
+template <int K, int D, int S, int Rows, int Pixels, class T>
+DA2S_INLINE void contributions(Grid<const T> in, Grid<const T> gradient,
+                               Vector<T> (&sums)[Rows][K]) {
+  Vector<T> factors[Pixels];
+  const T* g = gradient.data;
+  for (int x = 0; x < Pixels; ++x, step(g, gradient.pixel)) factors[x] = read(g);
+  const T* row = in.data;
+#pragma GCC unroll 8
+  for (int ky = 0; ky < Rows; ++ky, step(row, D * in.row)) {
+    const T* at = row;
+#pragma GCC unroll 32
+    for (int i = 0; i < (Pixels - 1) * S + (K - 1) * D + 1; ++i, step(at, in.pixel)) {
+      Vector<T> value;
+      bool used = false;
+#pragma GCC unroll 8
+      for (int x = 0; x < Pixels; ++x) {
+        const int tap = i - x * S;
+        if (tap < 0 || tap % D != 0 || tap / D >= K) continue;
+        if (!used) value = read_once(at);
+        used = true;
+        sums[ky][tap / D] += value * factors[x];
+      }
+    }
+  }
+}
+
 // Adds `Rows` rows of the kernel's gradient, for one vector of lanes.
-template <int K, int Rows, class T>
+template <int K, int D, int S, int Rows, class T>
 DA2S_INLINE void kernel_rows(const Depthwise& conv, Grid<const T> in, Grid<const T> gradient,
                              Size size, double* sums) {
-  const int64_t down = conv.dilation * in.row, right = conv.dilation * in.pixel;
   // Not more than so many pixels are summed in single precision.
   const int64_t rows = size.width < 512 ? 512 / size.width : 1;
   for (int64_t first = 0; first < size.height; first += rows) {
@@ -114,23 +162,20 @@ DA2S_INLINE void kernel_rows(const Depthwise& conv, Grid<const T> in, Grid<const
     Vector<T> found[Rows][K] = {};
     for (int64_t y = first; y < last; ++y) {
       ask(conv.ahead);
-      const T* from = in.at(y * conv.stride, 0).data;
-      const T* g = gradient.at(y, 0).data;
-      for (int64_t x = 0; x < size.width; ++x) {
-        const Vector<T> factor = read(g);
-        for (int ky = 0; ky < Rows; ++ky)
-          for (int kx = 0; kx < K; ++kx)
-            found[ky][kx] += read(from + ky * down + kx * right) * factor;
-        from += conv.stride * in.pixel;
-        g += gradient.pixel;
-      }
+      int64_t x = 0;
+      for (; x + 4 <= size.width; x += 4)
+        contributions<K, D, S, Rows, 4>(in.at(y * S, x * S), gradient.at(y, x), found);
+      for (; x < size.width; ++x)
+        contributions<K, D, S, Rows, 1>(in.at(y * S, x * S), gradient.at(y, x), found);
     }
+#pragma GCC unroll 8
     for (int ky = 0; ky < Rows; ++ky)
+#pragma GCC unroll 8
       for (int kx = 0; kx < K; ++kx) add_to<T>(sums + (ky * K + kx) * conv.lanes, found[ky][kx]);
   }
 }
 
-template <int K, class T>
+template <int K, int D, int S, class T>
 void kernel_gradient(const Depthwise& conv, Grid<const T> in, Grid<const T> gradient, Size size,
                      double* sums) {
   constexpr int kSums = kManyRegisters ? 25 : 10;
@@ -141,12 +186,30 @@ void kernel_gradient(const Depthwise& conv, Grid<const T> in, Grid<const T> grad
     g.data += lane;
     int64_t ky = 0;
     for (; ky + kRows <= K; ky += kRows)
-      kernel_rows<K, kRows>(conv, from.at(ky * conv.dilation, 0), g, size,
-                            sums + ky * K * conv.lanes + lane);
+      kernel_rows<K, D, S, kRows>(conv, from.at(ky * D, 0), g, size,
+                                  sums + ky * K * conv.lanes + lane);
     for (; ky < K; ++ky)
-      kernel_rows<K, 1>(conv, from.at(ky * conv.dilation, 0), g, size,
-                        sums + ky * K * conv.lanes + lane);
+      kernel_rows<K, D, S, 1>(conv, from.at(ky * D, 0), g, size, sums + ky * K * conv.lanes + lane);
   }
+}
+
+// A kernel of K x K taps, D apart, moved by S.
+template <int K, int D, int S>
+struct Taps {
+  static constexpr int kernel = K, dilation = D, stride = S;
+};
+
+// Calls run(Taps) with those of the convolution.
+template <class Run>
+void for_taps(const Depthwise& conv, Run run) {
+  const auto strides = [&]<int K, int D>(Taps<K, D, 1> taps) {
+    conv.stride == 1 ? run(taps) : run(Taps<K, D, 2>{});
+  };
+  if (conv.kernel == 3)
+    return conv.dilation == 1 ? strides(Taps<3, 1, 1>{}) : strides(Taps<3, 2, 1>{});
+  if (conv.kernel == 5)
+    return conv.dilation == 1 ? strides(Taps<5, 1, 1>{}) : strides(Taps<5, 2, 1>{});
+  strides(Taps<7, 1, 1>{});
 }
 
 }  // namespace
@@ -154,40 +217,33 @@ void kernel_gradient(const Depthwise& conv, Grid<const T> in, Grid<const T> grad
 template <class T>
 void depthwise(const Depthwise& conv, Grid<const T> in, const T* weights, Grid<T> out,
                Size out_size, bool add) {
-  const auto run = [&](auto one, auto two) {
-    (conv.stride == 1 ? one : two)(conv, in, weights, out, out_size, add);
-  };
-  if (conv.dilation == 2) {
-    if (conv.kernel == 3) return run(convolve<3, 3, 2, 1, T>, convolve<3, 3, 2, 2, T>);
-    return run(convolve<5, 5, 2, 1, T>, convolve<5, 5, 2, 2, T>);
-  }
-  if (conv.kernel == 3) return run(convolve<3, 3, 1, 1, T>, convolve<3, 3, 1, 2, T>);
-  if (conv.kernel == 5) return run(convolve<5, 5, 1, 1, T>, convolve<5, 5, 1, 2, T>);
-  run(convolve<7, 7, 1, 1, T>, convolve<7, 7, 1, 2, T>);
+  for_taps(conv, [&](auto t) {
+    convolve<t.kernel, t.kernel, t.dilation, t.stride>(conv, in, weights, out, out_size, add);
+  });
 }
 
 template <class T>
 void depthwise_back(const Depthwise& conv, Grid<const T> gradient, const T* turned, Grid<T> dx,
                     Size in_size, bool add) {
-  if (conv.stride == 1) {
-    const int64_t padding = conv.dilation * (conv.kernel - 1) / 2;
-    return depthwise<T>(conv, gradient.at(-padding, -padding), turned, dx, in_size, add);
-  }
-  const auto run = conv.dilation == 2
-                       ? (conv.kernel == 3 ? dilated_back_by_two<3, T> : dilated_back_by_two<5, T>)
-                   : conv.kernel == 3 ? back_by_two<3, T>
-                   : conv.kernel == 5 ? back_by_two<5, T>
-                                      : back_by_two<7, T>;
-  run(conv, gradient, turned, dx, in_size, add);
+  for_taps(conv, [&](auto t) {
+    if constexpr (t.stride == 1) {
+      constexpr int kPadding = t.dilation * (t.kernel - 1) / 2;
+      convolve<t.kernel, t.kernel, t.dilation, 1>(conv, gradient.at(-kPadding, -kPadding), turned,
+                                                  dx, in_size, add);
+    } else if constexpr (t.dilation == 2) {
+      dilated_back_by_two<t.kernel>(conv, gradient, turned, dx, in_size, add);
+    } else {
+      back_by_two<t.kernel>(conv, gradient, turned, dx, in_size, add);
+    }
+  });
 }
 
 template <class T>
 void depthwise_weights(const Depthwise& conv, Grid<const T> in, Grid<const T> gradient,
                        Size out_size, double* sums) {
-  const auto run = conv.kernel == 3   ? kernel_gradient<3, T>
-                   : conv.kernel == 5 ? kernel_gradient<5, T>
-                                      : kernel_gradient<7, T>;
-  run(conv, in, gradient, out_size, sums);
+  for_taps(conv, [&](auto t) {
+    kernel_gradient<t.kernel, t.dilation, t.stride>(conv, in, gradient, out_size, sums);
+  });
 }
 
 #define DA2S_INSTANTIATE(T)                                                                     \

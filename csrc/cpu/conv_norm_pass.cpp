@@ -39,8 +39,12 @@ class Pass : LayerPass<T> {
   void forward(const ImageTensor<T>& output, T* statistics) {
     for_groups([&](int64_t chunk, int64_t group, const Scratch& scratch) {
       T* place = out_.in_place(output, images_, group);
-      const T* z = features(group, scratch, place ? place : scratch.output);
-      moments_.add(images_, chunk, group, z, out_.size.pixels(), scratch.lanes);
+      T* z = place ? place : scratch.output;
+      moments_.add_while(images_, chunk, group, z, out_.size.pixels(), false, scratch.lanes,
+                         [&](const ProductMoments<T>* where) {
+                           return layer_.forward(fill_input(group, scratch), nullptr, z, nullptr,
+                                                 where);
+                         });
     });
     const int64_t channels = out_.channels;
     moments_.finish(images_, out_.size.pixels(), statistics, statistics + channels);

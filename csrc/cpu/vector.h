@@ -57,6 +57,24 @@ DA2S_INLINE void write(T* p, const Vector<T>& v) {
   std::memcpy(p, &v, sizeof v);
 }
 
+// Writes past the caches what nobody reads soon: memory need not be read first to be written.
+// stream_end() comes before others may read it.
+template <class T>
+DA2S_INLINE void stream(T* p, const Vector<T>& v) {
+#if defined(__AVX512F__)
+  _mm512_stream_si512((__m512i*)p, (__m512i)v);
+#elif defined(__AVX2__)
+  _mm256_stream_si256((__m256i*)p, (__m256i)v);
+#else
+  write(p, v);
+#endif
+}
+DA2S_INLINE void stream_end() {
+#ifdef __AVX2__
+  _mm_sfence();
+#endif
+}
+
 // Reads what several operations use: x86 compilers would rather read it anew with each of them.
 template <class T>
 DA2S_INLINE Vector<T> read_once(const T* p) {

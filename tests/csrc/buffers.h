@@ -75,7 +75,7 @@ class Buffer {
  public:
   explicit Buffer(int64_t size) : size_(size) {
 #ifdef __SANITIZE_ADDRESS__
-    data_ = static_cast<T*>(::operator new(bytes()));
+    data_ = static_cast<T*>(::operator new(bytes(), kLine));
 #else
     pages_ = (bytes() + page() - 1) / page() * page();
     void* memory =
@@ -95,7 +95,7 @@ class Buffer {
   }
   ~Buffer() {
 #ifdef __SANITIZE_ADDRESS__
-    ::operator delete(data_);
+    ::operator delete(data_, kLine);
 #else
     munmap(memory_, pages_ + page());
 #endif
@@ -110,6 +110,9 @@ class Buffer {
   const T& operator[](int64_t i) const { return data_[i]; }
 
  private:
+  // What is written past the caches begins with a line of them.
+  static constexpr std::align_val_t kLine{64};
+
   size_t bytes() const { return size_ * sizeof(T); }
   static size_t page() { return static_cast<size_t>(sysconf(_SC_PAGESIZE)); }
 

@@ -11,6 +11,8 @@ namespace {
 // What preprocessing takes of an input, with several times the channels, should fit into a part of
 // the second cache.
 constexpr int64_t kStripBytes = 1 << 18;
+// Features of more bytes than that leave the caches before the next stage reads them.
+constexpr size_t kCachedBytes = 1 << 24;
 // Numbers of layers, in the order in which candidates come.
 constexpr size_t kOrder[] = {1, 2, 0};
 
@@ -51,7 +53,7 @@ Bundle<T> CellPass<T>::make_bundle(int64_t source) const {
     EdgeRun<T> run{edge, {}};
     for (const size_t layers : kOrder)
       for (const Candidate& candidate : edge->candidates)
-        if (candidate.layers.size() == layers) run.candidates.push_back({&candidate, {}, {}, {}});
+        if (candidate.layers.size() == layers) run.candidates.emplace_back(&candidate);
     for (CandidateRun<T>& made : run.candidates) {
       const Candidate& candidate = *made.candidate;
       Size size = size_of(source);
@@ -142,6 +144,7 @@ void CellPass<T>::lay_out(Arena& saved, Arena& workspace, bool backward) {
 template <class T>
 void CellPass<T>::lay_out_features(Bundle<T>& bundle, const Slice& slice, bool backward,
                                    Arena& features, Arena& workspace) const {
+  const size_t before = features.used();
   const auto take = [&] { return features.template take<T>(images_.groups * z_elements()); };
   const auto moments = [&] {
     return backward ? Moments<T>() : Moments<T>(plan_.mixed(), images_, workspace);
@@ -151,9 +154,11 @@ void CellPass<T>::lay_out_features(Bundle<T>& bundle, const Slice& slice, bool b
       pool.z = take();
       pool.moments = moments();
     }
+  std::vector<CandidateRun<T>*> runs;
   for (const Slice::Part& part : slice.parts)
     for (size_t k = part.begin; k < part.end; ++k) {
       CandidateRun<T>& run = bundle.edges[part.edge].candidates[k];
+      runs.push_back(&run);
       run.features.clear();
       run.moments.clear();
       for (size_t i = 0; i < run.layers.size(); ++i) {
@@ -164,6 +169,8 @@ void CellPass<T>::lay_out_features(Bundle<T>& bundle, const Slice& slice, bool b
       for (const PoolRun<T>& pool : bundle.pools)
         if (pool.kind == run.candidate->kind) run.z = pool.z;
     }
+  const bool streaming = in_.save && features.used() - before > kCachedBytes;
+  for (CandidateRun<T>* run : runs) run->streaming = streaming;
 }
 
 template <class T>

@@ -63,9 +63,12 @@ struct CellArguments {
 // A candidate with its layers and where their features lie.
 template <class T>
 struct CandidateRun {
+  explicit CandidateRun(const Candidate* candidate) : candidate(candidate) {}
+
   const Candidate* candidate;
   std::vector<PackedLayer<T>> layers;
   std::vector<T*> features;         // of every layer, all groups
+  bool streaming = false;           // features are written past the caches
   std::vector<Moments<T>> moments;  // of them, in training
   const T* z = nullptr;  // what is mixed: the last features, a pool; null for direct ones
   T* scale = nullptr;    // what it is mixed with, a number for every lane (forward)
@@ -242,6 +245,10 @@ class CellPass {
   // The state: these features normalized, or the input itself.
   void finish_input(int64_t input, int64_t group) const;
 
+  // A layer of a candidate on one group; adds to its moments if asked.
+  void layer_forward(const CandidateRun<T>& run, size_t layer, Grid<const T> in, T* z,
+                     const GroupBlock& block, int64_t group, const Scratch<T>& scratch,
+                     Ahead* ahead, bool moments) const;
   // The two forward stages of a slice; they add to moments if asked.
   void first_stage(const Bundle<T>& bundle, const Slice& slice, const GroupBlock& block,
                    const Scratch<T>& scratch, bool moments) const;

@@ -113,18 +113,20 @@ void Backward<T>::inner_back(const CandidateRun<T>& run, const CandidateSums<T>&
                              const GroupBlock& block, int64_t group, const Scratch<T>& scratch,
                              Ahead* ahead) {
   const int64_t elements = this->z_elements();
-  T* inner = sums.inner + group * elements;
   const Grid<const T> z = this->z_grid(run.features[0] + group * elements);
   this->fill_inner(run, group, scratch);
-  const Grid<T> g = this->z_grid(inner);
-  run.layers[1].backward(this->inside(scratch.inner, this->after_), scratch.dz,
-                         layer_scratch(scratch, true, ahead), g, false,
+  const Grid<const T> seen = this->inside(scratch.inner, this->after_);
+  const Grid<T> g = this->z_grid(scratch.inner_gradient);
+  run.layers[1].backward(seen, scratch.dz, layer_scratch(scratch, true, ahead), g, false,
                          weight_sums(block, sums.weights[1]));
-  DA2S_SIMD_CALL(mask<T>, this->inside(scratch.inner, this->after_), g, this->after_,
-                 this->mixed_lanes(), false, g);
-  add_gradient(sums.first.gradient, g, this->after_, block, group, scratch);
-  add_product(sums.first.product, g, z, this->mean(run.candidate->layers[0].norm), this->after_,
-              block, group, scratch);
+  double* gradients = begin_sums(sums.first.gradient, block, group, scratch.lanes);
+  double* products =
+      begin_sums(sums.first.product, block, group, scratch.lanes + this->mixed_lanes());
+  DA2S_SIMD_CALL(mask_and_sum<T>, seen, g, z, this->mean(run.candidate->layers[0].norm),
+                 this->after_, this->mixed_lanes(), run.streaming,
+                 this->z_grid(sums.inner + group * elements), gradients, products);
+  finish_sums(sums.first.gradient, block, group, gradients);
+  finish_sums(sums.first.product, block, group, products);
 }
 
 template <class T>

@@ -107,6 +107,20 @@ void CellPass<T>::pools_forward(const Bundle<T>& bundle, const GroupBlock& block
 }
 
 template <class T>
+void CellPass<T>::layer_forward(const CandidateRun<T>& run, size_t layer, Grid<const T> in, T* z,
+                                const GroupBlock& block, int64_t group, const Scratch<T>& scratch,
+                                Ahead* ahead, bool moments) const {
+  const auto compute = [&](const ProductMoments<T>* where) {
+    return run.layers[layer].forward(in, scratch.middle, z, ahead, where);
+  };
+  if (moments)
+    run.moments[layer].add_while(images_, block.chunk, group, z, after_.pixels(), run.streaming,
+                                 scratch.lanes, compute);
+  else
+    compute(nullptr);
+}
+
+template <class T>
 void CellPass<T>::first_stage(const Bundle<T>& bundle, const Slice& slice, const GroupBlock& block,
                               const Scratch<T>& scratch, bool moments) const {
   if (slice.last) pools_forward(bundle, block, scratch, moments);
@@ -116,8 +130,8 @@ void CellPass<T>::first_stage(const Bundle<T>& bundle, const Slice& slice, const
   for (const auto& [e, k, group] : all) {
     const CandidateRun<T>& run = bundle.edges[e].candidates[k];
     T* z = run.features[0] + group * z_elements();
-    run.layers[0].forward(inside(input_of(bundle, block, group, scratch), size), scratch.middle, z);
-    if (moments) run.moments[0].add(images_, block.chunk, group, z, after_.pixels(), scratch.lanes);
+    const Grid<const T> in = inside(input_of(bundle, block, group, scratch), size);
+    layer_forward(run, 0, in, z, block, group, scratch, nullptr, moments);
   }
 }
 
@@ -147,8 +161,7 @@ void CellPass<T>::second_stage(const Bundle<T>& bundle, const Slice& slice, cons
     if (i + 1 < all.size())
       next = ahead(run_of(all[i + 1]).features[0] + all[i + 1].group * z_elements(), nullptr, 2);
     fill_inner(run, group, scratch);
-    run.layers[1].forward(inside(scratch.inner, after_), scratch.middle, z, &next);
-    if (moments) run.moments[1].add(images_, block.chunk, group, z, after_.pixels(), scratch.lanes);
+    layer_forward(run, 1, inside(scratch.inner, after_), z, block, group, scratch, &next, moments);
   }
 }
 
@@ -165,6 +178,9 @@ void CellPass<T>::second_stage(const Bundle<T>& bundle, const Slice& slice, cons
   template Grid<const T> CellPass<T>::bypass_of(const Bundle<T>&, int64_t, T*) const;              \
   template void CellPass<T>::preprocess_features(int64_t, int64_t, const Scratch<T>&) const;       \
   template void CellPass<T>::finish_input(int64_t, int64_t) const;                                 \
+  template void CellPass<T>::layer_forward(const CandidateRun<T>&, size_t, Grid<const T>, T*,      \
+                                           const GroupBlock&, int64_t, const Scratch<T>&, Ahead*,  \
+                                           bool) const;                                            \
   template void CellPass<T>::first_stage(const Bundle<T>&, const Slice&, const GroupBlock&,        \
                                          const Scratch<T>&, bool) const;                           \
   template std::vector<Step> CellPass<T>::steps(const Bundle<T>&, const Slice&, const GroupBlock&, \

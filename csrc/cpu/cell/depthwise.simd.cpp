@@ -1,14 +1,18 @@
 // Depthwise convolutions and the gradient of their weights.
 //
-// Tiling of the convolution: up to eight neighbouring outputs of one vector of lanes are summed in
-// registers, row by row of the kernel. An input is read once per row and used for every output
-// whose window holds it; the weights of the row stay in registers. The gradient of the input is a
-// convolution again; at stride 2 inputs in even and odd rows and columns are the outputs of four
-// convolutions, each with the part of the kernel that reaches them.
+// Tiling of the convolution: eight neighbouring outputs of one vector of lanes, of two rows at a
+// time where there are registers enough, are summed in registers, row by row of the kernel: two
+// multiply-adds a cycle need as many sums as take no notice of each other. An input is read once
+// per row and used for every output whose window holds it; the weights of the row stay in
+// registers. The gradient of the input is a convolution again; at stride 2 inputs in even and odd
+// rows and columns are the outputs of four convolutions, each with the part of the kernel that
+// reaches them.
 //
 // Tiling of the weights' gradient: as many rows of the kernel as registers hold are summed over all
-// pixels, then added in double; every gradient is read once for them.
+// pixels, then added in double. Four pixels of the gradient are taken together: an input is read
+// once for those whose windows hold it.
 #include "ask.h"
+#include "lanes.h"
 
 namespace da2s_fast::DA2S_ISA {
 namespace {
@@ -58,10 +62,8 @@ DA2S_INLINE void output_rows(const Depthwise& conv, Grid<const T> in, const T* w
   const int64_t lanes = conv.lanes;
   for (int64_t lane = 0; lane < lanes; lane += kLanes<T>) {
     for (int y = 0; y < Rows; ++y) ask(conv.ahead);
-    Grid<const T> from = in;
-    Grid<T> to = out;
-    from.data += lane;
-    to.data += lane;
+    const Grid<const T> from = lanes_from(in, lane);
+    const Grid<T> to = lanes_from(out, lane);
     int64_t x = 0;
     for (; x + 8 <= width; x += 8)
       outputs<H, W, D, S, Rows, 8>(from.at(0, x * S), weights + lane, lanes, to.at(0, x), add);
@@ -181,9 +183,7 @@ void kernel_gradient(const Depthwise& conv, Grid<const T> in, Grid<const T> grad
   constexpr int kSums = kManyRegisters ? 25 : 10;
   constexpr int kRows = K * K <= kSums ? K : kSums / K;
   for (int64_t lane = 0; lane < conv.lanes; lane += kLanes<T>) {
-    Grid<const T> from = in, g = gradient;
-    from.data += lane;
-    g.data += lane;
+    const Grid<const T> from = lanes_from(in, lane), g = lanes_from(gradient, lane);
     int64_t ky = 0;
     for (; ky + kRows <= K; ky += kRows)
       kernel_rows<K, D, S, kRows>(conv, from.at(ky * D, 0), g, size,

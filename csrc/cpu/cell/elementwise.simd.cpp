@@ -1,13 +1,11 @@
 // Norms, mixing and sums: one pass over memory each, a row of pixels after the other.
 //
 // Sums over pixels are taken in single precision over short runs only and added in double.
-#include "../vector.h"
-#include "kernels.h"
+#include "lanes.h"
 
 namespace da2s_fast::DA2S_ISA {
 namespace {
 
-constexpr int64_t kRun = 32;
 // How far before their use candidates are asked for, in bytes: several at a time come from memory,
 // and processors stop reading ahead where a page of 4096 bytes ends.
 constexpr int64_t kAhead = 3072;
@@ -43,24 +41,19 @@ DA2S_INLINE Vector<T> read_streaming(const T* p) {
   return read(p);
 }
 
-template <int Count>
-struct Together {
-  constexpr operator int() const { return Count; }
-};
-
 // Calls run(part, how many) for up to four parts at a time: what they have in common is read once
 // for them, and their memory streams in side by side.
 template <class Run>
 DA2S_INLINE void in_parts(int64_t count, Run run) {
   int64_t part = 0;
-  for (; part + 4 <= count; part += 4) run(part, Together<4>{});
+  for (; part + 4 <= count; part += 4) run(part, Constant<4>{});
   switch (count - part) {
     case 3:
-      return run(part, Together<3>{});
+      return run(part, Constant<3>{});
     case 2:
-      return run(part, Together<2>{});
+      return run(part, Constant<2>{});
     case 1:
-      return run(part, Together<1>{});
+      return run(part, Constant<1>{});
   }
 }
 
@@ -268,6 +261,30 @@ void mask(Grid<const T> seen, Grid<const T> g, Size size, int64_t lanes, bool ad
 }
 
 template <class T>
+void mask_and_sum(Grid<const T> seen, Grid<const T> g, Grid<const T> z, const T* mean, Size size,
+                  int64_t lanes, bool streaming, Grid<T> out, double* sums, double* products) {
+  for_grid_runs<T>(size, lanes, [=](int64_t lane, int64_t y, int64_t begin, int64_t pixels) {
+    const T* shown = seen.at(y, begin).data + lane;
+    const T* from = g.at(y, begin).data + lane;
+    const T* features = z.at(y, begin).data + lane;
+    T* to = out.at(y, begin).data + lane;
+    const Vector<T> center = read(mean + lane);
+    Vector<T> sum = {}, product = {};
+    for (int64_t i = 0; i < pixels; ++i) {
+      const Vector<T> kept =
+          read(shown + i * seen.pixel) <= 0 ? Vector<T>{} : read(from + i * g.pixel);
+      T* at = to + i * out.pixel;
+      streaming ? stream(at, kept) : write(at, kept);
+      sum += kept;
+      product += kept * (read(features + i * z.pixel) - center);
+    }
+    add_to<T>(sums + lane, sum);
+    add_to<T>(products + lane, product);
+  });
+  if (streaming) stream_end();
+}
+
+template <class T>
 void add(Grid<const T> in, Size size, int64_t lanes, Grid<T> out) {
   for_rows<T>(size.height, lanes, [=](int64_t y, int64_t lane) {
     const T* from = in.at(y, 0).data + lane;
@@ -277,18 +294,20 @@ void add(Grid<const T> in, Size size, int64_t lanes, Grid<T> out) {
   });
 }
 
-#define DA2S_INSTANTIATE(T)                                                                      \
-  template void moments(const T*, int64_t, int64_t, const T*, double*, double*);                 \
-  template void lane_sums(Grid<const T>, int64_t, int64_t, double*);                             \
-  template void lane_products(Grid<const T>, const Factor<T>*, int64_t, Size, int64_t);          \
-  template void weighed_gradient(Grid<const T>, const Weighed<T>*, int64_t, Size, int64_t,       \
-                                 Grid<T>);                                                       \
-  template void mix(const Mixed<T>*, int64_t, Size, int64_t, bool, Grid<T>);                     \
-  template void norm_gradient(Grid<const T>, const T*, int64_t, int64_t, const NormGradient<T>&, \
-                              T*);                                                               \
-  template void normalize(Grid<const T>, Size, int64_t, const T*, const T*, bool, Grid<T>);      \
-  template void affine(Grid<const T>, Size, int64_t, const T*, const T*, const T*, Grid<T>);     \
-  template void mask(Grid<const T>, Grid<const T>, Size, int64_t, bool, Grid<T>);                \
+#define DA2S_INSTANTIATE(T)                                                                        \
+  template void moments(const T*, int64_t, int64_t, const T*, double*, double*);                   \
+  template void lane_sums(Grid<const T>, int64_t, int64_t, double*);                               \
+  template void lane_products(Grid<const T>, const Factor<T>*, int64_t, Size, int64_t);            \
+  template void weighed_gradient(Grid<const T>, const Weighed<T>*, int64_t, Size, int64_t,         \
+                                 Grid<T>);                                                         \
+  template void mix(const Mixed<T>*, int64_t, Size, int64_t, bool, Grid<T>);                       \
+  template void norm_gradient(Grid<const T>, const T*, int64_t, int64_t, const NormGradient<T>&,   \
+                              T*);                                                                 \
+  template void normalize(Grid<const T>, Size, int64_t, const T*, const T*, bool, Grid<T>);        \
+  template void affine(Grid<const T>, Size, int64_t, const T*, const T*, const T*, Grid<T>);       \
+  template void mask(Grid<const T>, Grid<const T>, Size, int64_t, bool, Grid<T>);                  \
+  template void mask_and_sum(Grid<const T>, Grid<const T>, Grid<const T>, const T*, Size, int64_t, \
+                             bool, Grid<T>, double*, double*);                                     \
   template void add(Grid<const T>, Size, int64_t, Grid<T>);
 DA2S_INSTANTIATE(float)
 DA2S_INSTANTIATE(double)

@@ -1,15 +1,10 @@
 // The number of images in a group as a constant of inner loops. Only for *.simd.cpp.
 #pragma once
 
-#include "../vector.h"
+#include "lanes.h"
 
 namespace da2s_fast::DA2S_ISA {
 namespace {
-
-template <int N>
-struct Constant {
-  static constexpr int value = N;
-};
 
 // Calls run with a Constant; a group never has more images than a vector has numbers.
 template <class T, class Run>

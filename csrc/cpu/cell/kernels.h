@@ -64,6 +64,14 @@ struct Product {
   Ahead* ahead = nullptr;
 };
 
+// Where a product's moments are added, see moments.
+template <class T>
+struct ProductMoments {
+  const T* pivot;
+  double *sums, *squares;
+  bool streaming;  // the product, whole vectors aligned as such, is written past the caches
+};
+
 // Numbers per lane with which a norm's gradient is made, see norm_gradient.
 template <class T>
 struct NormGradient {
@@ -124,6 +132,10 @@ template <class T> void depthwise_weights(const Depthwise& conv, Grid<const T> i
 // out = sum over taps and channels of in * weights (taps, in_channels, out_lanes).
 template <class T> void product(const Product& shape, Grid<const T> in, const T* weights,
                                 Grid<T> out, Size out_size, bool add);
+// The same without adding, and its moments.
+template <class T> void product_moments(const Product& shape, Grid<const T> in, const T* weights,
+                                        Grid<T> out, Size out_size,
+                                        const ProductMoments<T>& moments);
 // sums (in_channels, out_lanes) += sum over pixels of in * gradient; one tap.
 template <class T> void product_weights(const Product& shape, Grid<const T> in,
                                         Grid<const T> gradient, Size size, double* sums);
@@ -155,6 +167,11 @@ template <class T> void affine(Grid<const T> z, Size size, int64_t lanes, const 
 // out = g, or out += g, 0 where seen, a ReLU's result, is not above 0; NaN lets gradients through.
 template <class T> void mask(Grid<const T> seen, Grid<const T> g, Size size, int64_t lanes,
                              bool add, Grid<T> out);
+// The same mask, written past the caches if asked, and what norms need of the masked gradient:
+// sums += sum out, products += sum out * (z - mean), per lane.
+template <class T> void mask_and_sum(Grid<const T> seen, Grid<const T> g, Grid<const T> z,
+                                     const T* mean, Size size, int64_t lanes, bool streaming,
+                                     Grid<T> out, double* sums, double* products);
 // out += in.
 template <class T> void add(Grid<const T> in, Size size, int64_t lanes, Grid<T> out);
 

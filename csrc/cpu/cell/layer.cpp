@@ -110,26 +110,41 @@ Grid<T> PackedLayer<T>::inside(T* padded) const {
 }
 
 template <class T>
-void PackedLayer<T>::forward(Grid<const T> in, T* middle, T* z, Ahead* ahead) const {
+bool PackedLayer<T>::forward(Grid<const T> in, T* middle, T* z, Ahead* ahead,
+                             const ProductMoments<T>* moments) const {
   const Size out = out_size();
   const Grid<T> to{z, out.width * out_lanes(), out_lanes()};
-  if (layer_.halves) return halves_forward(in, middle, to);
-  if (!layer_.separable) {
-    const Grid<const T> strided{in.data, in.row * layer_.stride, in.pixel * layer_.stride};
-    DA2S_SIMD_CALL(product<T>, product_shape(ahead), strided, product_, to, out, false);
-    return;
+  if (layer_.halves) {
+    halves_forward(in, middle, to);
+    return false;
   }
-  const Grid<T> between{middle, out.width * in_lanes_, in_lanes_};
-  // The memory of z, too, comes while the depthwise convolution computes.
-  Ahead own;
-  if (!ahead) ahead = &own;
-  const int64_t bytes = features() * static_cast<int64_t>(sizeof(T));
-  ahead->at[1] = reinterpret_cast<const char*>(z);
-  ahead->end[1] = ahead->at[1] + bytes;
-  ahead->step = std::max(ahead->step, (bytes / out.height + 63) / 64 * 64);
-  DA2S_SIMD_CALL(depthwise<T>, depthwise_shape(ahead), in.at(-layer_.padding(), -layer_.padding()),
-                 spatial_, between, out, false);
-  DA2S_SIMD_CALL(product<T>, product_shape(ahead), between, product_, to, out, false);
+  if (layer_.separable) {
+    const Grid<T> between{middle, out.width * in_lanes_, in_lanes_};
+    Ahead own;
+    if (!ahead) ahead = &own;
+    // The memory of z, too, comes while the depthwise convolution computes, where it has to come.
+    if (!moments || !moments->streaming) {
+      const int64_t bytes = features() * static_cast<int64_t>(sizeof(T));
+      ahead->at[1] = reinterpret_cast<const char*>(z);
+      ahead->end[1] = ahead->at[1] + bytes;
+      ahead->step = std::max(ahead->step, (bytes / out.height + 63) / 64 * 64);
+    }
+    DA2S_SIMD_CALL(depthwise<T>, depthwise_shape(ahead),
+                   in.at(-layer_.padding(), -layer_.padding()), spatial_, between, out, false);
+    multiply(between, to, ahead, moments);
+  } else {
+    multiply({in.data, in.row * layer_.stride, in.pixel * layer_.stride}, to, ahead, moments);
+  }
+  return moments;
+}
+
+template <class T>
+void PackedLayer<T>::multiply(Grid<const T> in, Grid<T> z, Ahead* ahead,
+                              const ProductMoments<T>* moments) const {
+  if (moments)
+    DA2S_SIMD_CALL(product_moments<T>, product_shape(ahead), in, product_, z, out_size(), *moments);
+  else
+    DA2S_SIMD_CALL(product<T>, product_shape(ahead), in, product_, z, out_size(), false);
 }
 
 // Both halves with all lanes, of which each has its own: a product with zeros in their place would

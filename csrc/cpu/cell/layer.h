@@ -45,8 +45,9 @@ class PackedLayer {
   Grid<T> inside(T* padded) const;
 
   // z from the image inside its border; `middle` holds out pixels * in lanes. Of `ahead` the second
-  // place is taken for z.
-  void forward(Grid<const T> in, T* middle, T* z, Ahead* ahead = nullptr) const;
+  // place is taken for z. Returns whether z's moments were added to those given.
+  bool forward(Grid<const T> in, T* middle, T* z, Ahead* ahead = nullptr,
+               const ProductMoments<T>* moments = nullptr) const;
 
   struct Scratch {
     T* middle;  // out pixels * in lanes
@@ -77,6 +78,7 @@ class PackedLayer {
   int64_t turned_tap(int64_t tap) const;
   template <class Visit>
   void for_each_product_weight(Visit visit) const;
+  void multiply(Grid<const T> in, Grid<T> z, Ahead* ahead, const ProductMoments<T>* moments) const;
   void halves_forward(Grid<const T> in, T* middle, Grid<T> z) const;
   void separable_backward(Grid<const T> in, const T* dz, const Scratch& scratch, Grid<T> dx,
                           bool add, double* sums) const;

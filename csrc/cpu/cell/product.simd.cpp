@@ -2,8 +2,9 @@
 //
 // Tiling. A tile of pixels by vectors of output lanes is summed in registers (16 x 1 or 8 x 2 of
 // them where there are 32 registers, half as many where there are 16): for every input channel one
-// read per vector of weights and one repeated read per pixel. The gradient of the weights is tiled
-// likewise, with input channels in the place of pixels and pixels summed over.
+// read per vector of weights and one repeated read per pixel. A norm's moments are taken of a tile
+// before it leaves the registers. The gradient of the weights is tiled likewise, with input
+// channels in the place of pixels and pixels summed over.
 #include "ask.h"
 #include "group.h"
 
@@ -14,13 +15,58 @@ constexpr int kTile = kManyRegisters ? 16 : 8;
 // Not more than so many pixels are summed in single precision.
 constexpr int64_t kLongestSum = 256;
 
-template <int Images, int Pixels, int Vectors, class T>
+// What becomes of a product: it is written, or added to what is there.
+template <int Vectors, class T>
+struct Stored {
+  bool add;
+
+  DA2S_INLINE Vector<T> begin(const T* out) const { return add ? read(out) : Vector<T>{}; }
+  DA2S_INLINE void take(T* out, int, const Vector<T>& sum) { write(out, sum); }
+  DA2S_INLINE void pixels(int64_t) {}
+  DA2S_INLINE void end() {}
+};
+
+// It is written, past the caches if asked, and its moments are summed.
+template <int Vectors, class T>
+struct Measured {
+  bool streaming;
+  double *sums, *squares;
+  Vector<T> center[Vectors];
+  Vector<T> sum[Vectors] = {}, square[Vectors] = {};
+  int64_t count = 0;
+
+  Measured(const ProductMoments<T>& to, int64_t lane)
+      : streaming(to.streaming), sums(to.sums + lane), squares(to.squares + lane) {
+    for (int j = 0; j < Vectors; ++j) center[j] = read(to.pivot + lane + j * kLanes<T>);
+  }
+  DA2S_INLINE Vector<T> begin(const T*) const { return Vector<T>{}; }
+  DA2S_INLINE void take(T* out, int j, const Vector<T>& z) {
+    streaming ? stream(out, z) : write(out, z);
+    const Vector<T> apart = z - center[j];
+    sum[j] += apart;
+    square[j] += apart * apart;
+  }
+  // Not more than so many pixels are summed in single precision.
+  DA2S_INLINE void pixels(int64_t more) {
+    if ((count += more) >= kRun) end();
+  }
+  DA2S_INLINE void end() {
+    for (int j = 0; j < Vectors; ++j) {
+      add_to<T>(sums + j * kLanes<T>, sum[j]);
+      add_to<T>(squares + j * kLanes<T>, square[j]);
+      sum[j] = square[j] = Vector<T>{};
+    }
+    count = 0;
+  }
+};
+
+template <int Images, int Pixels, int Vectors, class T, class Sink>
 DA2S_INLINE void tile(const Product& shape, Grid<const T> in, const T* weights, Grid<T> out,
-                      bool add) {
-  Vector<T> sums[Pixels][Vectors] = {};
-  if (add)
-    for (int i = 0; i < Pixels; ++i)
-      for (int j = 0; j < Vectors; ++j) sums[i][j] = read(out.data + i * out.pixel + j * kLanes<T>);
+                      Sink& sink) {
+  Vector<T> sums[Pixels][Vectors];
+  for (int i = 0; i < Pixels; ++i)
+    for (int j = 0; j < Vectors; ++j)
+      sums[i][j] = sink.begin(out.data + i * out.pixel + j * kLanes<T>);
   // One pointer for every four pixels: with one for each, most would lie in memory.
   constexpr int kPointers = (Pixels + 3) / 4;
   for (int64_t tap = 0; tap < shape.taps; ++tap) {
@@ -42,38 +88,47 @@ DA2S_INLINE void tile(const Product& shape, Grid<const T> in, const T* weights, 
     }
   }
   for (int i = 0; i < Pixels; ++i)
-    for (int j = 0; j < Vectors; ++j) write(out.data + i * out.pixel + j * kLanes<T>, sums[i][j]);
+    for (int j = 0; j < Vectors; ++j)
+      sink.take(out.data + i * out.pixel + j * kLanes<T>, j, sums[i][j]);
+  sink.pixels(Pixels);
 }
 
-template <int Images, int Vectors, class T>
-DA2S_INLINE void row_of(const Product& shape, Grid<const T> in, const T* weights, Grid<T> out,
-                        int64_t width, bool add) {
+template <int Images, int Vectors, class T, class Sink>
+DA2S_INLINE void rows_of(const Product& shape, Grid<const T> in, const T* weights, Grid<T> out,
+                         Size size, Sink sink) {
   constexpr int kPixels = kTile / Vectors;
-  ask(shape.ahead);
-  int64_t x = 0;
-  for (; x + kPixels <= width; x += kPixels)
-    tile<Images, kPixels, Vectors>(shape, in.at(0, x), weights, out.at(0, x), add);
-  for (; x + 4 <= width; x += 4)
-    tile<Images, 4, Vectors>(shape, in.at(0, x), weights, out.at(0, x), add);
-  for (; x < width; ++x) tile<Images, 1, Vectors>(shape, in.at(0, x), weights, out.at(0, x), add);
+  for (int64_t y = 0; y < size.height; ++y) {
+    ask(shape.ahead);
+    const Grid<const T> from = in.at(y, 0);
+    const Grid<T> to = out.at(y, 0);
+    int64_t x = 0;
+    for (; x + kPixels <= size.width; x += kPixels)
+      tile<Images, kPixels, Vectors>(shape, from.at(0, x), weights, to.at(0, x), sink);
+    for (; x + 4 <= size.width; x += 4)
+      tile<Images, 4, Vectors>(shape, from.at(0, x), weights, to.at(0, x), sink);
+    for (; x < size.width; ++x)
+      tile<Images, 1, Vectors>(shape, from.at(0, x), weights, to.at(0, x), sink);
+  }
+  sink.end();
 }
 
 template <int Images, class T>
 void product_of(const Product& shape, Grid<const T> in, const T* weights, Grid<T> out, Size size,
                 bool add) {
-  int64_t lane = 0;
-  for (; lane + 2 * kLanes<T> <= shape.out_lanes; lane += 2 * kLanes<T>)
-    for (int64_t y = 0; y < size.height; ++y) {
-      Grid<T> to = out.at(y, 0);
-      to.data += lane;
-      row_of<Images, 2>(shape, in.at(y, 0), weights + lane, to, size.width, add);
-    }
-  if (lane == shape.out_lanes) return;
-  for (int64_t y = 0; y < size.height; ++y) {
-    Grid<T> to = out.at(y, 0);
-    to.data += lane;
-    row_of<Images, 1>(shape, in.at(y, 0), weights + lane, to, size.width, add);
-  }
+  for_two_vectors<T>(shape.out_lanes, [&](int64_t lane, auto vectors) {
+    rows_of<Images, vectors>(shape, in, weights + lane, lanes_from(out, lane), size,
+                             Stored<vectors, T>{add});
+  });
+}
+
+template <int Images, class T>
+void product_moments_of(const Product& shape, Grid<const T> in, const T* weights, Grid<T> out,
+                        Size size, const ProductMoments<T>& moments) {
+  for_two_vectors<T>(shape.out_lanes, [&](int64_t lane, auto vectors) {
+    rows_of<Images, vectors>(shape, in, weights + lane, lanes_from(out, lane), size,
+                             Measured<vectors, T>(moments, lane));
+  });
+  if (moments.streaming) stream_end();
 }
 
 template <int Images, int Channels, int Vectors, class T>
@@ -129,14 +184,9 @@ void weights_column(const Product& shape, Grid<const T> in, Grid<const T> gradie
 template <int Images, class T>
 void weights_of(const Product& shape, Grid<const T> in, Grid<const T> gradient, Size size,
                 double* sums) {
-  for (int64_t lane = 0; lane < shape.out_lanes;) {
-    const bool two = lane + 2 * kLanes<T> <= shape.out_lanes;
-    Grid<const T> g = gradient;
-    g.data += lane;
-    (two ? weights_column<Images, 2, T> : weights_column<Images, 1, T>)(shape, in, g, size,
-                                                                        sums + lane);
-    lane += (two ? 2 : 1) * kLanes<T>;
-  }
+  for_two_vectors<T>(shape.out_lanes, [&](int64_t lane, auto vectors) {
+    weights_column<Images, vectors>(shape, in, lanes_from(gradient, lane), size, sums + lane);
+  });
 }
 
 }  // namespace
@@ -144,21 +194,29 @@ void weights_of(const Product& shape, Grid<const T> in, Grid<const T> gradient, 
 template <class T>
 void product(const Product& shape, Grid<const T> in, const T* weights, Grid<T> out, Size out_size,
              bool add) {
+  with_images<T>(shape.images,
+                 [&](auto images) { product_of<images>(shape, in, weights, out, out_size, add); });
+}
+
+template <class T>
+void product_moments(const Product& shape, Grid<const T> in, const T* weights, Grid<T> out,
+                     Size size, const ProductMoments<T>& moments) {
   with_images<T>(shape.images, [&](auto images) {
-    product_of<decltype(images)::value>(shape, in, weights, out, out_size, add);
+    product_moments_of<images>(shape, in, weights, out, size, moments);
   });
 }
 
 template <class T>
 void product_weights(const Product& shape, Grid<const T> in, Grid<const T> gradient, Size size,
                      double* sums) {
-  with_images<T>(shape.images, [&](auto images) {
-    weights_of<decltype(images)::value>(shape, in, gradient, size, sums);
-  });
+  with_images<T>(shape.images,
+                 [&](auto images) { weights_of<images>(shape, in, gradient, size, sums); });
 }
 
-#define DA2S_INSTANTIATE(T)                                                            \
-  template void product(const Product&, Grid<const T>, const T*, Grid<T>, Size, bool); \
+#define DA2S_INSTANTIATE(T)                                                             \
+  template void product(const Product&, Grid<const T>, const T*, Grid<T>, Size, bool);  \
+  template void product_moments(const Product&, Grid<const T>, const T*, Grid<T>, Size, \
+                                const ProductMoments<T>&);                              \
   template void product_weights(const Product&, Grid<const T>, Grid<const T>, Size, double*);
 DA2S_INSTANTIATE(float)
 DA2S_INSTANTIATE(double)

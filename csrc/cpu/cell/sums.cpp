@@ -10,12 +10,10 @@ void Moments<T>::add(const Images& images, int64_t chunk, int64_t group, const T
   const int64_t channels = sums_.channels, per_group = images.per_group;
   const int64_t lanes = channels * per_group, valid = images.valid(group);
   T* pivot = pivots_ + chunk * lanes;
-  double* sums = sums_.of(chunk);
-  double* squares = squares_.of(chunk);
   std::fill_n(scratch, 2 * lanes, 0.0);
   if (group == images.first(chunk)) {
-    std::fill_n(sums, channels, 0.0);
-    std::fill_n(squares, channels, 0.0);
+    std::fill_n(sums_.of(chunk), channels, 0.0);
+    std::fill_n(squares_.of(chunk), channels, 0.0);
     DA2S_SIMD_CALL(lane_sums<T>, (Grid<const T>{z, 0, lanes}), pixels, lanes, scratch);
     for (int64_t c = 0; c < channels; ++c) {
       double sum = 0;
@@ -26,8 +24,16 @@ void Moments<T>::add(const Images& images, int64_t chunk, int64_t group, const T
     std::fill_n(scratch, lanes, 0.0);
   }
   DA2S_SIMD_CALL(moments<T>, z, pixels, lanes, pivot, scratch, scratch + lanes);
-  fold_lanes(scratch, channels, per_group, valid, sums);
-  fold_lanes(scratch + lanes, channels, per_group, valid, squares);
+  fold(images, chunk, group, scratch);
+}
+
+template <class T>
+void Moments<T>::fold(const Images& images, int64_t chunk, int64_t group,
+                      const double* scratch) const {
+  const int64_t channels = sums_.channels, per_group = images.per_group;
+  const int64_t valid = images.valid(group);
+  fold_lanes(scratch, channels, per_group, valid, sums_.of(chunk));
+  fold_lanes(scratch + channels * per_group, channels, per_group, valid, squares_.of(chunk));
 }
 
 template <class T>

@@ -48,10 +48,25 @@ class Moments {
   void add(const Images& images, int64_t chunk, int64_t group, const T* z, int64_t pixels,
            double* scratch) const;
 
+  // The same while compute(where) writes z. If `where` is not null, it may add the sums itself, and
+  // `streaming` then writes z past the caches; it returns whether it did.
+  template <class Compute>
+  void add_while(const Images& images, int64_t chunk, int64_t group, const T* z, int64_t pixels,
+                 bool streaming, double* scratch, Compute compute) const {
+    const int64_t lanes = sums_.channels * images.per_group;
+    const bool first = group == images.first(chunk);  // no mean is known yet
+    const ProductMoments<T> where{pivots_ + chunk * lanes, scratch, scratch + lanes, streaming};
+    std::fill_n(scratch, 2 * lanes, 0.0);
+    compute(first ? nullptr : &where) ? fold(images, chunk, group, scratch)
+                                      : add(images, chunk, group, z, pixels, scratch);
+  }
+
   // Mean and biased variance per channel.
   void finish(const Images& images, int64_t pixels, T* mean, T* variance) const;
 
  private:
+  void fold(const Images& images, int64_t chunk, int64_t group, const double* scratch) const;
+
   ChannelSums sums_, squares_;
   T* pivots_ = nullptr;
 };

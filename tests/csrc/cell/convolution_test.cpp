@@ -120,6 +120,36 @@ void check_depthwise_type() {
 DA2S_TEST(depthwise_of_float) { check_depthwise_type<float>(); }
 DA2S_TEST(depthwise_of_double) { check_depthwise_type<double>(); }
 
+// The same product with its moments, through the caches and past them.
+template <class T>
+void check_product_moments(const Product& shape, Pixels<T>& in, const Buffer<T>& weights,
+                           const Pixels<T>& wanted) {
+  Numbers numbers;
+  const int64_t lanes = shape.out_lanes;
+  const Buffer<T> pivot(lanes, numbers);
+  for (const bool streaming : {false, true}) {
+    Pixels<T> out(wanted.size(), lanes);
+    Buffer<double> sums(lanes, 0.5), squares(lanes, 0.5);
+    DA2S_SIMD_CALL(product_moments<T>, shape, in.grid(), weights.data(), out.grid(), out.size(),
+                   (ProductMoments<T>{pivot.data(), sums.data(), squares.data(), streaming}));
+    std::vector<Sum> sum(lanes), square(lanes);
+    for (int64_t lane = 0; lane < lanes; ++lane) {
+      sum[lane].add(0.5);
+      square[lane].add(0.5);
+    }
+    out.for_each([&](int64_t y, int64_t x, int64_t lane) {
+      DA2S_CHECK(out.at(y, x, lane) == wanted.at(y, x, lane));
+      const double apart = static_cast<double>(out.at(y, x, lane)) - pivot[lane];
+      sum[lane].add(apart);
+      square[lane].add(apart * apart);
+    });
+    for (int64_t lane = 0; lane < lanes; ++lane) {
+      DA2S_CHECK_CLOSE(T, sums[lane], sum[lane]);
+      DA2S_CHECK_CLOSE(T, squares[lane], square[lane]);
+    }
+  }
+}
+
 template <class T>
 void check_product(int64_t images, int64_t in_channels, int64_t out_lanes, int64_t kernel,
                    Size size, bool add) {
@@ -148,6 +178,8 @@ void check_product(int64_t images, int64_t in_channels, int64_t out_lanes, int64
     DA2S_CHECK_CLOSE(T, out.at(y, x, lane), *next++);
   });
   DA2S_CHECK(out.is_intact());
+
+  if (!add) check_product_moments(shape, in, weights, out);
 
   const Product one{images, in_channels, out_lanes};
   Buffer<double> sums(in_channels * out_lanes, 0.5);

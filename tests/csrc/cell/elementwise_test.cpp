@@ -204,6 +204,27 @@ void check_maps(Case<T>& c) {
         });
 }
 
+// A mask with the sums of what it lets through; `dense` is where vectors are.
+template <class T>
+void check_mask_and_sum(Case<T>& c) {
+  for (const bool streaming : {false, true}) {
+    Buffer<double> sums(c.lanes, 0.5), products(c.lanes, 0.5);
+    const auto kept = [&](int64_t y, int64_t x, int64_t lane) {
+      return c.g.at(y, x, lane) > 0 ? static_cast<double>(c.apart.at(y, x, lane)) : 0;
+    };
+    c.check(
+        c.dense, [&](int64_t y, int64_t x, int64_t lane, Sum& sum) { sum.add(kept(y, x, lane)); },
+        [&] {
+          DA2S_SIMD_CALL(mask_and_sum<T>, c.g.grid(), c.apart.grid(), c.z.grid(), c.mean.data(),
+                         kSize, c.lanes, streaming, c.dense.grid(), sums.data(), products.data());
+        });
+    c.check_lanes(sums, kept);
+    c.check_lanes(products, [&](int64_t y, int64_t x, int64_t lane) {
+      return kept(y, x, lane) * (static_cast<double>(c.z.at(y, x, lane)) - c.mean[lane]);
+    });
+  }
+}
+
 template <class T>
 void check_type() {
   for (const int64_t vectors : {1, 3}) {
@@ -211,6 +232,7 @@ void check_type() {
     check_sums(given);
     check_weighed(given);
     check_maps(given);
+    check_mask_and_sum(given);
   }
 }
 

@@ -59,7 +59,7 @@ sanitize:
 # Tests that start processes of their own would not find this library there.
 ASAN := build/asan
 SANITIZED_TESTS := $(addprefix tests/ops/test_,mixed_sum.py separable_conv.py conv_norm.py \
-	discretization_loss.py cell_operator.py)
+	convolutions.py discretization_loss.py cell_operator.py)
 sanitize-python: setup
 	for flags in CFLAGS CXXFLAGS LDFLAGS; do export $$flags="-fsanitize=address -g1"; done; \
 		$(BIN)/python setup.py --quiet build --build-base $(ASAN) --build-lib $(ASAN)/lib

@@ -44,6 +44,7 @@ test: setup
 OLDEST := build/oldest
 OLDEST_TORCH := torch==2.10.0 torchvision==0.25.0
 OLDEST_TESTS := $(addprefix tests/,ops nn search train data report spaces test_cli.py)
+test-oldest: export DA2S_DATA ?= $(abspath ../shared/data)
 test-oldest:
 	mkdir -p $(OLDEST)
 	find $(OLDEST) -mindepth 1 -maxdepth 1 ! -name $(VENV) -exec rm -rf {} +

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from da2s_fast.backends import build_info
-from tests.conditions import run_with_instruction_set, with_threads
+from tests.conditions import compiled_whole, run_with_instruction_set, with_threads
 from tests.ops import convolution_cases, test_conv_norm, test_separable_conv
 from tests.ops.compare import Mismatch, assert_as_accurate
 from tests.ops.convolution_cases import LAYOUTS, ConvolutionCase, evaluate, output_of
@@ -161,7 +161,7 @@ def test_instruction_sets_agree():
 
 def test_compiles_without_a_graph_break(convolution):
     case = convolution.make_case((2, 4, 6, 6), 4, 3)
-    compiled = torch.compile(convolution.fused, backend="aot_eager", fullgraph=True)
+    compiled = compiled_whole(convolution.fused)
     assert_same_bits(evaluate(compiled, case), evaluate(convolution.fused, case))
 
 

@@ -43,7 +43,7 @@ test: setup
 # A copy, because the library that is compiled against that torch lies beside the sources.
 OLDEST := build/oldest
 OLDEST_TORCH := torch==2.10.0 torchvision==0.25.0
-OLDEST_TESTS := $(addprefix tests/,ops nn search train data report spaces test_cli.py)
+OLDEST_TESTS := $(addprefix tests/,ops nn search train data report spaces commands test_cli.py)
 test-oldest: export DA2S_DATA ?= $(abspath ../shared/data)
 test-oldest:
 	mkdir -p $(OLDEST)

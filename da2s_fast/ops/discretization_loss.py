@@ -1,8 +1,8 @@
 """The loss that drives architecture parameters towards a discrete choice (DA2S).
 
-Tian et al., "Discretization-aware Architecture Search": the entropy of the operation weights of
-every edge, and for every node the entropy of its edge weights and the distance of their strengths
-from the number of edges it is to keep.
+Tian et al., "Discretization-aware Architecture Search", arXiv 2007.03154: the entropy of the
+operation weights of every edge, and for every node the entropy of its edge weights and the distance
+of their strengths from the number of edges it is to keep.
 """
 
 from collections.abc import Sequence

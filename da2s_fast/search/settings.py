@@ -76,6 +76,9 @@ class SearchSettings:
         cuda_graph: record the steps as a CUDA graph and replay them: the same numbers without the
             time between kernels. For GPUs; precision float32 or bfloat16.
         seed: of everything random.
+
+    Raises:
+        UserError: a value of another type than its field's.
     """
 
     data: str = "digits"

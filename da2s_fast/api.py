@@ -100,10 +100,9 @@ def _with_progress(
 ) -> SearchResult:
     settings = session.settings
     logger.info(
-        "%s on %s (%d images) in the %s space: %d epochs, %d cells, %d channels, seed %d, %s",
+        "%s on %s in the %s space: %d epochs, %d cells, %d channels, seed %d, %s",
         settings.method,
-        session.data.name,
-        len(session.data.train_images),
+        session.data,
         settings.space,
         settings.epochs,
         settings.cells,

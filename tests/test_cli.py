@@ -78,6 +78,7 @@ def test_search_shows_forecast_epochs_and_result_without_control_characters(
 ) -> None:
     log, shown = searched.stderr.splitlines(), searched.stdout
     before_epochs = log[: next(i for i, line in enumerate(log) if line.startswith("epoch 1/3"))]
+    assert before_epochs[0].startswith("da2s on digits (200 images of 8x8) in the da2s space: 3 ")
     assert any(line.startswith("forecast: about ") for line in before_epochs)
     summary = json.loads((folder / RUN / "summary.json").read_text())
     last = next(line for line in log if line.startswith("epoch 3/3"))
@@ -208,7 +209,7 @@ def test_retrain_learns_the_found_network_and_says_how_to_use_it(
     assert f"da2s predict {TRAINED}" in trained.stdout
     first, *_ = trained.stderr.splitlines()
     size = "2 epochs of 20 images a step, 3 cells, 4 channels"
-    assert first == f"training on digits (200 images): {size}, seed 0, cpu"
+    assert first == f"training on digits (200 images of 8x8): {size}, seed 0, cpu"
     assert "epoch 2/2" in trained.stderr
     assert {c for c in trained.stdout + trained.stderr if ord(c) < 32} == {"\n"}
 

@@ -45,6 +45,10 @@ class ImageData:
     def __post_init__(self) -> None:
         _check(self)
 
+    def __str__(self) -> str:
+        size = self.image_size
+        return f"{self.name} ({len(self.train_images)} images of {size}x{size})"
+
     @classmethod
     def from_tensors(
         cls,

@@ -116,10 +116,8 @@ def _run(
         progress_bar("retrain", shown=progress) as on_step,
     ):
         logger.info(
-            "training on %s (%d images): %d epochs of %d images a step, %d cells, %d channels, "
-            "seed %d, %s",
-            session.data.name,
-            len(session.data.train_images),
+            "training on %s: %d epochs of %d images a step, %d cells, %d channels, seed %d, %s",
+            session.data,
             session.epochs,
             session.loader.batch_size,
             session.info.cells,

@@ -36,14 +36,17 @@ ISA_FLAGS = {
     if words[0] == "portable" or platform.machine().lower() in ("x86_64", "amd64")
 }
 CUDA_ARCHITECTURES = ("80", "90", "100")
+CUDA_NAMED = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
 
 
 def find_cuda_home() -> str | None:
-    """Return the CUDA toolkit's folder; a wrapper script named nvcc does not count as one."""
+    """Return the CUDA toolkit's folder; a wrapper script named nvcc does not count as one.
+
+    Where the environment names a folder, no other one is looked for: CUDA_HOME=none builds without.
+    """
     nvcc = shutil.which("nvcc")
-    candidates = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
-    candidates += [str(Path(nvcc).resolve().parents[1]) if nvcc else None, "/usr/local/cuda"]
-    for home in filter(None, candidates):
+    candidates = [str(Path(nvcc).resolve().parents[1]) if nvcc else None, "/usr/local/cuda"]
+    for home in [CUDA_NAMED] if CUDA_NAMED else filter(None, candidates):
         if Path(home, "bin/nvcc").exists() and Path(home, "include/cuda_runtime.h").exists():
             return home
     return None
@@ -132,7 +135,8 @@ def why_no_cuda() -> str | None:
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is built without CUDA: install a CUDA build of torch"
     if CUDA_HOME is None:
-        return "nvcc was not found: install the CUDA toolkit or set CUDA_HOME"
+        where = f" in {CUDA_NAMED}" if CUDA_NAMED else ""
+        return f"nvcc was not found{where}: install the CUDA toolkit or set CUDA_HOME to its folder"
     return None
 
 

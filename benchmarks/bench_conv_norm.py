@@ -40,7 +40,7 @@ def bench_conv_norm(  # noqa: PLR0917 - pytest's
     if row == COPY:
         # Forward reads x and writes the output; backward reads x and the output's gradient and,
         # but for the images, writes x's.
-        written = conv_norm(*case[:4], **case.settings())[0].nbytes
+        written = conv_norm(*case[:4], **case.options())[0].nbytes
         read = (1 + backward * (1 if subject == STEM else 2)) * case.x.nbytes
         benchmark(synchronized(device, copy_of(read + (1 + backward) * written, device)))
         return
@@ -53,10 +53,10 @@ def bench_conv_norm(  # noqa: PLR0917 - pytest's
     if subject == STEM:
         leaves[0] = case.x.detach()
     learned = [leaf for leaf in leaves if leaf.requires_grad]
-    gradient = torch.randn_like(function(*leaves, **case.settings())[0])
+    gradient = torch.randn_like(function(*leaves, **case.options())[0])
 
     def step() -> None:
-        output, _ = function(*leaves, **case.settings())
+        output, _ = function(*leaves, **case.options())
         if backward:
             torch.autograd.grad(output, learned, gradient)
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from da2s_fast.data import ImageData, load_data
-from da2s_fast.errors import UserError
 from da2s_fast.report import write_report
+from da2s_fast.search.checks import check_names
 from da2s_fast.search.forecast import forecast
 from da2s_fast.search.loop import SearchResult, run_search
 from da2s_fast.search.run_folder import Metrics, RunFolder
@@ -45,10 +45,8 @@ def search(
         DivergedError: the loss became NaN or infinite.
     """
     name = data.name if isinstance(data, ImageData) else str(data)
-    try:
-        wanted = SearchSettings(data=name, **settings)
-    except TypeError as error:
-        raise UserError(f"unknown setting: {error}; see da2s_fast.search.SearchSettings") from None
+    check_names(settings, SearchSettings)
+    wanted = SearchSettings(data=name, **settings)
     images = data if isinstance(data, ImageData) else _load(wanted)
     resolved = wanted.resolved(images)
     session = SearchSession(resolved, images)
@@ -102,10 +100,9 @@ def _with_progress(
 ) -> SearchResult:
     settings = session.settings
     logger.info(
-        "%s on %s (%d images) in the %s space: %d epochs, %d cells, %d channels, seed %d, %s",
+        "%s on %s in the %s space: %d epochs, %d cells, %d channels, seed %d, %s",
         settings.method,
-        session.data.name,
-        len(session.data.train_images),
+        session.data,
         settings.space,
         settings.epochs,
         settings.cells,

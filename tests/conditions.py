@@ -1,4 +1,4 @@
-"""The same computation under other conditions: threads, instruction sets, counted operations."""
+"""The same computation under other conditions: threads, instruction sets, compiled, counted."""
 
 import os
 import subprocess
@@ -50,6 +50,18 @@ def run_with_instruction_set(isa: str, code: str) -> None:
     """Run Python code in a process whose kernels use an instruction set, and see that they did."""
     code += "\nfrom da2s_fast.backends import build_info; print(build_info()['instruction_set'])"
     assert printed_last(code, DA2S_ISA=isa) == isa
+
+
+def compiled_whole(
+    function: Callable[..., Result], compiler: str = "aot_eager", dynamic: bool | None = None
+) -> Callable[..., Result]:
+    """A function or module compiled without a graph break, as the first in its process.
+
+    Before torch 2.11 all functions share one wrapper, which is compiled for a few of them only:
+    in a process of many tests it would depend on their order which ones fail.
+    """
+    torch.compiler.reset()
+    return torch.compile(function, backend=compiler, fullgraph=True, dynamic=dynamic)
 
 
 def counted(function: Callable[[], object]) -> int:

@@ -78,6 +78,7 @@ def test_search_shows_forecast_epochs_and_result_without_control_characters(
 ) -> None:
     log, shown = searched.stderr.splitlines(), searched.stdout
     before_epochs = log[: next(i for i, line in enumerate(log) if line.startswith("epoch 1/3"))]
+    assert before_epochs[0].startswith("da2s on digits (200 images of 8x8) in the da2s space: 3 ")
     assert any(line.startswith("forecast: about ") for line in before_epochs)
     summary = json.loads((folder / RUN / "summary.json").read_text())
     last = next(line for line in log if line.startswith("epoch 3/3"))
@@ -206,6 +207,9 @@ def test_retrain_learns_the_found_network_and_says_how_to_use_it(
     assert f"test accuracy {100 * summary['test_accuracy']:.1f} %" in trained.stdout
     assert summary["genotype"] == (folder / RUN / "genotype.txt").read_text().strip()
     assert f"da2s predict {TRAINED}" in trained.stdout
+    first, *_ = trained.stderr.splitlines()
+    size = "2 epochs of 20 images a step, 3 cells, 4 channels"
+    assert first == f"training on digits (200 images of 8x8): {size}, seed 0, cpu"
     assert "epoch 2/2" in trained.stderr
     assert {c for c in trained.stdout + trained.stderr if ord(c) < 32} == {"\n"}
 
@@ -268,7 +272,8 @@ def test_retrain_reads_a_genotype_file_and_goes_on_with_a_training(
     monkeypatch.chdir(folder)
     model = (TRAINED / "model.pt").read_bytes()
     (TRAINED / "model.pt").unlink()
-    run_here(capsys, "retrain", "--resume", TRAINED)
+    assert main(["retrain", "--resume", str(TRAINED)]) == 0
+    assert "2 of 2 epochs are done" in capsys.readouterr().err
     assert len((TRAINED / "model.pt").read_bytes()) == len(model)
     genotype = RUN / "genotype.txt"
     out = run_here(capsys, "retrain", genotype, *TINY_TRAINING, "--epochs=1", "--seed=3")

@@ -195,6 +195,16 @@ def test_installs_without_a_compiler(tmp_path: Path) -> None:
         assert "install g++" in text
 
 
+def test_installs_without_the_cuda_toolkit(tmp_path: Path) -> None:
+    wheel = build_wheel(copy_sources(tmp_path), CUDA_HOME="none", CXX="no-such-compiler")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    report, *_ = report_of(tmp_path / "site")
+    assert not report["cuda"]["available"]
+    possible = ("nvcc was not found in none", "built without CUDA")
+    assert any(reason in report["cuda"]["detail"] for reason in possible)
+
+
 def test_a_library_that_does_not_load_is_reported(tmp_path: Path) -> None:
     package = tmp_path / "da2s_fast"
     ignore = shutil.ignore_patterns("*.so", "_build.json")

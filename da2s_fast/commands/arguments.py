@@ -81,24 +81,6 @@ def read_settings(path: Path, settings: type) -> dict[str, Any]:
     return _without_none(checked.as_dict())
 
 
-def run_settings(folder: Path, settings: type, kind: str) -> dict[str, Any]:
-    """The settings of the run in a folder; UserError when it holds no run of this kind."""
-    try:
-        return read_settings(folder / "config.yaml", settings)
-    except UserError as error:
-        raise UserError(f"{folder} holds no {kind}: {error}") from None
-
-
-def refuse_besides_resume(arguments: Namespace) -> None:
-    """Demand that --resume comes without settings: a run goes on with its own."""
-    others = [*arguments.settings, *({"config", "out"} & set(arguments.keys()))]
-    if others:
-        raise UserError(
-            f"--resume goes on with the settings of {arguments.resume}: leave out "
-            + ", ".join(others)
-        )
-
-
 def _new_parser(prog: str, description: str | None = None) -> ArgumentParser:
     return ArgumentParser(
         prog=prog,
@@ -159,6 +141,8 @@ def _sentence(message: str, names: Sequence[str]) -> str:
         hint = "--help lists all there are"
         if near and (setting or name.startswith("-")):
             hint = f"did you mean {near[0][2 * setting :]}?"
+        elif not setting and not name.startswith("-") and "--data" in names:
+            hint = f"did you mean --data {name}?"
         return f"there is no {'setting' if setting else 'argument'} {name!r}; {hint}"
     wrong = re.match(r'Parser key "(.+?)":', message)
     value = re.search(r".*(?:Given|Got) value: (.*)", message, re.DOTALL)

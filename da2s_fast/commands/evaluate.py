@@ -13,8 +13,8 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from da2s_fast.commands.arguments import run_settings
 from da2s_fast.commands.output import result_console, show_facts, shown_log
+from da2s_fast.commands.runs import run_settings, trained_model
 from da2s_fast.data import ImageData, load_data
 from da2s_fast.errors import UserError
 from da2s_fast.report.formatting import decimal, percent, quantity
@@ -24,7 +24,6 @@ from da2s_fast.train import (
     count_parameters,
     evaluate,
 )
-from da2s_fast.train.evaluate import open_model
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -38,8 +37,9 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(arguments: Namespace) -> None:
     """Show accuracy, loss, size and cost."""
     with shown_log():
-        model, info = open_model(arguments.run)
-        data = arguments.get("data") or _data_of_the_training(Path(arguments.run))
+        source = Path(arguments.run)
+        model, info = trained_model(source)
+        data = arguments.get("data") or _data_of_the_training(source)
         result = evaluate((model, info), data)
     screen = result_console()
     screen.print(f"test accuracy {percent(result.accuracy)}", style="bold")
@@ -58,5 +58,5 @@ def _data_of_the_training(source: Path) -> ImageData:
     folder = source if source.is_dir() else source.parent
     if not (folder / "config.yaml").exists():
         raise UserError(f"what {source} was trained on is not recorded beside it; give --data")
-    settings = RetrainSettings(**run_settings(folder, RetrainSettings, "training"))
+    settings = RetrainSettings(**run_settings(folder, "training"))
     return load_data(settings.data, image_size=settings.image_size, limit=settings.limit)

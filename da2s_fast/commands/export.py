@@ -4,7 +4,9 @@
   .pt2   for torch.export.load
   .onnx  for ONNX runtimes
 
-All take normalized images, (N, C, H, W) float32; classes, mean and std travel in the file.
+All take normalized images, (N, C, H, W) float32: (pixel / 255 - mean) / std. Classes, mean and std
+travel in the file as JSON: under "info" in .pt, as the extra file da2s_fast.json in .pt2, as the
+metadata of that name in .onnx.
 
 Examples:
   da2s export runs/photos-trained photos.onnx
@@ -18,9 +20,9 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from da2s_fast.commands.output import result_console, shown_log
+from da2s_fast.commands.runs import trained_model
 from da2s_fast.errors import UserError
 from da2s_fast.train import export_onnx, export_torch, save_model
-from da2s_fast.train.evaluate import open_model
 
 FORMATS = (".pt", ".pt2", ".onnx")
 
@@ -37,7 +39,7 @@ def run(arguments: Namespace) -> None:
     if path.suffix not in FORMATS:
         raise UserError(f"the format of {path} is not known; choose from {', '.join(FORMATS)}")
     with shown_log():
-        model = open_model(arguments.run, device="cpu")
+        model = trained_model(Path(arguments.run), device="cpu")
         if path.suffix == ".pt":
             save_model(path, *model)
         elif path.suffix == ".pt2":

@@ -7,9 +7,12 @@ Examples:
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from jsonargparse import ArgumentParser, Namespace
 
 from da2s_fast.commands.output import shown_log
+from da2s_fast.commands.runs import trained_model
 from da2s_fast.report.formatting import percent
 from da2s_fast.train import predict
 
@@ -26,7 +29,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(arguments: Namespace) -> None:
     """One line per image: its path and, separated by tabs, classes and probabilities."""
     with shown_log():
-        for found in predict(arguments.run, arguments.images, topk=arguments.get("topk")):
+        model = trained_model(Path(arguments.run))
+        for found in predict(model, arguments.images, topk=arguments.get("topk")):
             best = zip(found.classes, found.probabilities, strict=True)
             ranked = "\t".join(f"{name} {percent(share)}" for name, share in best)
             print(f"{found.path}\t{ranked}")

@@ -18,7 +18,6 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from da2s_fast.commands.arguments import refuse_besides_resume, run_settings
 from da2s_fast.commands.output import (
     in_shell,
     new_run_folder,
@@ -27,9 +26,9 @@ from da2s_fast.commands.output import (
     show_facts,
     shown_log,
 )
+from da2s_fast.commands.runs import refuse_besides_resume, run_settings
 from da2s_fast.errors import UserError
 from da2s_fast.report.formatting import percent, quantity
-from da2s_fast.search.settings import SearchSettings
 from da2s_fast.terminal import console
 from da2s_fast.train import (
     RetrainResult,
@@ -76,7 +75,7 @@ def _resume(arguments: Namespace) -> RetrainResult:
     refuse_besides_resume(arguments)
     if arguments.run is not None:
         raise UserError(f"--resume goes on with {folder}: leave out {arguments.run}")
-    run_settings(folder, RetrainSettings, "training")
+    run_settings(folder, "training")
     with on_interrupt("retrain", folder):
         return resume_retraining(folder, progress=console().is_terminal)
 
@@ -85,7 +84,7 @@ def _of_the_search(source: Path) -> dict[str, Any]:
     """Settings that the training shares with the search whose run folder `source` is."""
     if not source.is_dir():
         return {}
-    settings = run_settings(source, SearchSettings, "search")
+    settings = run_settings(source, "search")
     if not (source / "genotype.txt").exists():
         raise UserError(
             f"the search in {source} has not finished; go on with it by da2s search --resume "

@@ -26,7 +26,6 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from da2s_fast import api
-from da2s_fast.commands.arguments import refuse_besides_resume, run_settings
 from da2s_fast.commands.output import (
     in_shell,
     new_run_folder,
@@ -35,6 +34,7 @@ from da2s_fast.commands.output import (
     show_facts,
     shown_log,
 )
+from da2s_fast.commands.runs import refuse_besides_resume, run_settings
 from da2s_fast.report import load_run
 from da2s_fast.report.formatting import points
 from da2s_fast.report.verdict import judge
@@ -76,7 +76,7 @@ def _search(arguments: Namespace) -> SearchResult:
 def _resume(arguments: Namespace) -> SearchResult:
     folder = Path(arguments.resume)
     refuse_besides_resume(arguments)
-    run_settings(folder, SearchSettings, "search")
+    run_settings(folder, "search")
     with on_interrupt("search", folder):
         return api.resume(folder)
 

@@ -46,9 +46,9 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         if self.crop_padding < 0:
-            raise UserError(f"crop_padding={self.crop_padding} is negative; give 0 for no crop.")
+            raise UserError(f"crop_padding={self.crop_padding} is negative; give 0 for no crop")
         if self.cutout < 0 or self.cutout == 1:
-            raise UserError(f"cutout={self.cutout} cuts nothing; give 0 for none, or 2 or more.")
+            raise UserError(f"cutout={self.cutout} cuts nothing; give 0 for none, or 2 or more")
 
     @classmethod
     def for_size(cls, image_size: int, kind: Kind, cutout: int = 0) -> Augmentation:

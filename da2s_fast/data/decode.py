@@ -65,11 +65,11 @@ def read_image(path: Path, channels: int, size: int) -> Tensor:
         UserError: the file is missing, damaged or no image, or ``channels`` is not 1 or 3.
     """
     if channels not in (1, 3):
-        raise UserError(f"An image file has 1 or 3 channels, not {channels}; give an .npz file.")
+        raise UserError(f"an image file has 1 or 3 channels, not {channels}; give an .npz file")
     try:
         stream = path.open("rb")
     except OSError as error:
-        raise UserError(f"Cannot read the image {path}: {error.strerror}.") from error
+        raise UserError(f"cannot read the image {path}: {error.strerror}") from error
     with stream:
         return torch.from_numpy(_decode(stream, str(path), Geometry(channels, size)))
 
@@ -94,8 +94,8 @@ def survey(images: EncodedImages, image_size: int | None) -> Geometry:
         common = max(shorter_sides, key=lambda side: (shorter_sides[side], side))
         if common < MIN_IMAGE_SIZE:
             raise UserError(
-                f"Most images like {images.describe(0)} are only {common} pixels wide or high; "
-                f"give image_size={MIN_IMAGE_SIZE} or more to have them enlarged."
+                f"most images like {images.describe(0)} are only {common} pixels wide or high; "
+                f"give image_size={MIN_IMAGE_SIZE} or more to have them enlarged"
             )
         image_size = min(common, _DEFAULT_SIZE)
     check_image_size(image_size)
@@ -154,9 +154,7 @@ def _opened(stream: IO[bytes], name: str) -> Iterator[Image.Image]:
         raise
     except Exception as error:  # Pillow's decoders raise many types on damaged files
         reason = "not an image" if isinstance(error, UnidentifiedImageError) else error
-        raise UserError(
-            f"Cannot read the image {name} ({reason}); replace or remove it."
-        ) from error
+        raise UserError(f"cannot read the image {name} ({reason}); replace or remove it") from error
 
 
 def _decode(stream: IO[bytes], name: str, geometry: Geometry) -> NDArray[np.uint8]:
@@ -178,7 +176,7 @@ def _convert(image: Image.Image, channels: int, name: str) -> Image.Image:
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise UserError(
-            f"The image {name} has 32-bit pixels of unknown scale; save it with 8 or 16 bits."
+            f"the image {name} has 32-bit pixels of unknown scale; save it with 8 or 16 bits"
         )
     if image.has_transparency_data:
         image = image.convert("RGBA")

@@ -45,6 +45,10 @@ class ImageData:
     def __post_init__(self) -> None:
         _check(self)
 
+    def __str__(self) -> str:
+        size = self.image_size
+        return f"{self.name} ({len(self.train_images)} images of {size}x{size})"
+
     @classmethod
     def from_tensors(
         cls,
@@ -110,8 +114,8 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
         stds.append(1.0 if constant[-1] else float(variance.sqrt()))
     if all(constant):
         raise UserError(
-            "Every pixel of the training images has the same value, so there is nothing to "
-            "learn; check how the images were saved."
+            "every pixel of the training images has the same value, so there is nothing to "
+            "learn; check how the images were saved"
         )
     return tuple(means), tuple(stds)
 
@@ -119,9 +123,7 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
 def check_image_size(size: int) -> None:
     """Raise UserError unless images of ``size`` x ``size`` pixels can be searched on."""
     if size < MIN_IMAGE_SIZE:
-        raise UserError(
-            f"Image size {size} is too small; give image_size={MIN_IMAGE_SIZE} or more."
-        )
+        raise UserError(f"image size {size} is too small; give image_size={MIN_IMAGE_SIZE} or more")
 
 
 def _check(data: ImageData) -> None:
@@ -131,28 +133,28 @@ def _check(data: ImageData) -> None:
         raise UserError(
             f"{data.name}: training images are {tuple(data.train_images.shape[1:])} but test "
             f"images are {tuple(data.test_images.shape[1:])} (channels, height, width); "
-            "both must be the same."
+            "both must be the same"
         )
     if len(data.mean) != data.channels or len(data.std) != data.channels:
         raise UserError(
             f"{data.name}: mean and std have {len(data.mean)} and {len(data.std)} values for "
-            f"{data.channels} channels; give one per channel."
+            f"{data.channels} channels; give one per channel"
         )
     if data.num_classes < 2:
         raise UserError(
-            f"{data.name} has {data.num_classes} class(es); a classifier needs at least two."
+            f"{data.name} has {data.num_classes} class(es); a classifier needs at least two"
         )
     for part, labels in (("training", data.train_labels), ("test", data.test_labels)):
         if int(labels.min()) < 0 or int(labels.max()) >= data.num_classes:
             raise UserError(
                 f"{data.name}: {part} labels run from {int(labels.min())} to {int(labels.max())}, "
-                f"outside 0..{data.num_classes - 1} of its {data.num_classes} classes."
+                f"outside 0..{data.num_classes - 1} of its {data.num_classes} classes"
             )
     counts = torch.bincount(data.train_labels, minlength=data.num_classes)
     if int(counts.min()) == 0:
         missing = data.classes[int(counts.argmin())]
         raise UserError(
-            f"{data.name}: class {missing!r} has no training image; add some or remove the class."
+            f"{data.name}: class {missing!r} has no training image; add some or remove the class"
         )
 
 
@@ -160,20 +162,20 @@ def _check_images(name: str, part: str, images: Tensor, labels: Tensor) -> None:
     if images.dtype != torch.uint8 or images.ndim != 4:
         raise UserError(
             f"{name}: {part} images are {images.dtype} {tuple(images.shape)}; "
-            "they must be uint8 (N, C, H, W)."
+            "they must be uint8 (N, C, H, W)"
         )
     if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
         raise UserError(
             f"{name}: {part} labels are {labels.dtype} {tuple(labels.shape)} for "
-            f"{images.shape[0]} images; they must be int64 (N,)."
+            f"{images.shape[0]} images; they must be int64 (N,)"
         )
     if images.shape[0] == 0:
-        raise UserError(f"{name} has no {part} images; add some.")
+        raise UserError(f"{name} has no {part} images; add some")
     channels, height, width = images.shape[1:]
     if channels == 0:
-        raise UserError(f"{name}: {part} images have no channels; one or more are needed.")
+        raise UserError(f"{name}: {part} images have no channels; one or more are needed")
     if height != width or height < MIN_IMAGE_SIZE:
         raise UserError(
             f"{name}: {part} images are {height}x{width}; they must be square and at least "
-            f"{MIN_IMAGE_SIZE}x{MIN_IMAGE_SIZE}: give image_size to have them resized."
+            f"{MIN_IMAGE_SIZE}x{MIN_IMAGE_SIZE}: give image_size to have them resized"
         )

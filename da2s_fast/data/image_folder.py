@@ -33,8 +33,8 @@ class ImageFiles:
             return self._paths[index].open("rb")
         except OSError as error:
             raise UserError(
-                f"Cannot read the image {self._paths[index]}: {error.strerror}; "
-                "check the file and its permissions."
+                f"cannot read the image {self._paths[index]}: {error.strerror}; "
+                "check the file and its permissions"
             ) from error
 
     def describe(self, index: int) -> str:
@@ -62,7 +62,7 @@ def open_image_folder(root: Path, image_size: int | None) -> Source:
     if not classes:
         raise UserError(
             f"{train_folder} has no class folders; put the images of each class in a folder of "
-            "their own."
+            "their own"
         )
     numbers = {name: number for number, name in enumerate(classes)}
     samples = _samples(train_folder, numbers)
@@ -71,7 +71,7 @@ def open_image_folder(root: Path, image_size: int | None) -> Source:
         if count == 0:
             raise UserError(
                 f"{train_folder / name} holds no image files ({' '.join(IMG_EXTENSIONS)}); add "
-                "some or remove the folder."
+                "some or remove the folder"
             )
     if test_folder is None:
         train_rows, test_rows = hold_out(labels, _TEST_SHARE)
@@ -105,11 +105,11 @@ def _test_samples(folder: Path, numbers: dict[str, int]) -> list[Sample]:
         if name not in numbers:
             raise UserError(
                 f"{folder / name} is a class without training images; add {name} to the training "
-                "folder or remove it."
+                "folder or remove it"
             )
     samples = _samples(folder, numbers)
     if not samples:
-        raise UserError(f"{folder} holds no image files; add some or remove the folder.")
+        raise UserError(f"{folder} holds no image files; add some or remove the folder")
     return samples
 
 

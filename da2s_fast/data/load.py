@@ -46,7 +46,7 @@ def load_data(
     if image_size is not None:
         check_image_size(image_size)
     if limit is not None and limit < 1:
-        raise UserError(f"limit={limit} leaves no images; give a positive number or none.")
+        raise UserError(f"limit={limit} leaves no images; give a positive number or none")
     try:
         opened = _open(source, root, image_size, download)
         train_rows, test_rows = _rows(opened, limit)
@@ -54,8 +54,8 @@ def load_data(
         test = _read(opened.test, test_rows, image_size)
     except OSError as error:
         raise UserError(
-            f"Cannot read {error.filename or source}: {error.strerror}; check that it is there "
-            "and may be read."
+            f"cannot read {error.filename or source}: {error.strerror}; check that it is there "
+            "and may be read"
         ) from error
     return ImageData.from_tensors(opened.name, train, test, opened.classes)
 
@@ -70,11 +70,11 @@ def _open(source: str | Path, root: Path | None, image_size: int | None, downloa
         return open_image_folder(path, image_size)
     if not path.is_file():
         raise UserError(
-            f"There is no data set {str(source)!r}; give {', '.join(NAMES)}, a folder with one "
-            "folder of images per class, or an .npz file."
+            f"there is no data set {str(source)!r}; give {', '.join(NAMES)}, a folder with one "
+            "folder of images per class, or an .npz file"
         )
     if path.suffix != ".npz":
-        raise UserError(f"{path} is a single file but not .npz; give an .npz file or a folder.")
+        raise UserError(f"{path} is a single file but not .npz; give an .npz file or a folder")
     file = NpzFile(path)
     if file.keys >= npz_arrays.KEYS:
         return npz_arrays.open_npz_arrays(file)
@@ -82,7 +82,7 @@ def _open(source: str | Path, root: Path | None, image_size: int | None, downloa
         return packed_jpeg.open_packed_jpeg(file, image_size)
     raise UserError(
         f"{path} holds {', '.join(sorted(file.keys)) or 'nothing'}; it must hold "
-        f"{', '.join(sorted(npz_arrays.KEYS))}."
+        f"{', '.join(sorted(npz_arrays.KEYS))}"
     )
 
 

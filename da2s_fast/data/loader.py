@@ -100,7 +100,7 @@ class EndlessLoader:
     ) -> None:
         _check_batch_size(batch_size)
         if len(images) == 0:
-            raise UserError("There are no images to make batches of; use a larger part.")
+            raise UserError("there are no images to make batches of; use a larger part")
         self.batch_size = min(batch_size, len(images))
         self._device = torch.device(device)
         self._images = images.to(self._device)
@@ -149,13 +149,13 @@ class EndlessLoader:
         """
         if set(state) != {"generator", "permutation", "position"}:
             raise UserError(
-                f"The state holds {sorted(state)}, which is no loader's; use a checkpoint of "
-                "this program."
+                f"the state holds {sorted(state)}, which is no loader's; use a checkpoint of "
+                "this program"
             )
         if len(state["permutation"]) != len(self._images):
             raise UserError(
-                f"The checkpoint was made with {len(state['permutation'])} images but the data "
-                f"set has {len(self._images)}; use the same data."
+                f"the checkpoint was made with {len(state['permutation'])} images but the data "
+                f"set has {len(self._images)}; use the same data"
             )
         self._generator.set_state(state["generator"])
         self._order = state["permutation"].to(self._device)
@@ -169,7 +169,7 @@ class EndlessLoader:
 
 def _check_batch_size(batch_size: int) -> None:
     if batch_size < 1:
-        raise UserError(f"A batch of {batch_size} images is impossible; give 1 or more.")
+        raise UserError(f"a batch of {batch_size} images is impossible; give 1 or more")
 
 
 def _statistics(

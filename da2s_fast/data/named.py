@@ -65,7 +65,7 @@ def open_cifar(name: str, roots: list[Path], download: bool, image_size: int | N
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
             f"{name} is not in {root} and could not be fetched ({reason}); check the connection, "
-            f"or unpack {data_set.url} there, or name its folder in DA2S_DATA."
+            f"or unpack {data_set.url} there, or name its folder in DA2S_DATA"
         ) from error
     parts = (
         Part(
@@ -89,5 +89,5 @@ def data_roots(given: Path | None) -> list[Path]:
     if not variable:
         return [cache_directory()]
     if not Path(variable).is_dir():
-        raise UserError(f"DA2S_DATA is {variable}, which is no folder; correct or unset it.")
+        raise UserError(f"DA2S_DATA is {variable}, which is no folder; correct or unset it")
     return [Path(variable), cache_directory()]

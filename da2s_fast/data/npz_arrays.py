@@ -39,7 +39,7 @@ def open_npz_arrays(file: NpzFile) -> Source:
         if len(images) != len(labels):
             raise UserError(
                 f"{where}: x_{key} has {len(images)} images but y_{key} has {len(labels)} labels; "
-                "both must have one entry per image."
+                "both must have one entry per image"
             )
         parts.append(Part(labels, read_from(_to_tensor(images, channels_last, scale))))
     return Source(file.path.stem, classes, *parts)
@@ -50,14 +50,14 @@ def _check_shapes(where: str, x_train: NDArray[np.generic], x_test: NDArray[np.g
         if images.ndim not in (3, 4):
             raise UserError(
                 f"{where}: {key} has shape {images.shape}; images must be (N, H, W), "
-                "(N, H, W, C) or (N, C, H, W)."
+                "(N, H, W, C) or (N, C, H, W)"
             )
         if images.size == 0:
-            raise UserError(f"{where}: {key} is empty, shape {images.shape}; add images.")
+            raise UserError(f"{where}: {key} is empty, shape {images.shape}; add images")
     if x_train.shape[1:] != x_test.shape[1:]:
         raise UserError(
             f"{where}: x_train has images of shape {x_train.shape[1:]} but x_test of "
-            f"{x_test.shape[1:]}; both must be the same."
+            f"{x_test.shape[1:]}; both must be the same"
         )
 
 
@@ -71,7 +71,7 @@ def _channels_last(where: str, shape: tuple[int, ...]) -> bool:
     if last_fits == first_fits:
         raise UserError(
             f"{where}: in images of shape {shape[1:]} the channels cannot be told from the sides; "
-            "save them as (N, C, H, W) with square sides."
+            "save them as (N, C, H, W) with square sides"
         )
     return last_fits
 
@@ -83,11 +83,11 @@ def _scale(where: str, *arrays: NDArray[np.generic]) -> float:
         types = " and ".join(str(array.dtype) for array in arrays)
         raise UserError(
             f"{where}: x_train and x_test have types {types}; save both as uint8 or both as "
-            "floats from 0 to 1."
+            "floats from 0 to 1"
         )
     kind = kinds.pop()
     if kind == "f" and not all(np.isfinite(array).all() for array in arrays):
-        raise UserError(f"{where}: the images hold NaN or infinity; replace those values.")
+        raise UserError(f"{where}: the images hold NaN or infinity; replace those values")
     low = min(float(array.min()) for array in arrays)
     high = max(float(array.max()) for array in arrays)
     if kind == "b" or (kind == "f" and low >= 0 and high <= 1):
@@ -98,7 +98,7 @@ def _scale(where: str, *arrays: NDArray[np.generic]) -> float:
         return 1.0
     raise UserError(
         f"{where}: image values run from {low:g} to {high:g} ({arrays[0].dtype}), which is no "
-        "known scale; save uint8 from 0 to 255 or floats from 0 to 1."
+        "known scale; save uint8 from 0 to 255 or floats from 0 to 1"
     )
 
 

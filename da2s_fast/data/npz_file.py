@@ -29,7 +29,7 @@ class NpzFile:
         with self._open(key) as arrays:
             array = arrays[key]
         if not isinstance(array, np.ndarray):
-            raise UserError(f"{self.path}: {key} is not an array; save it with numpy.savez.")
+            raise UserError(f"{self.path}: {key} is not an array; save it with numpy.savez")
         if array.dtype.hasobject:
             raise UserError(_needs_pickle(self.path, key))
         return array
@@ -42,11 +42,9 @@ class NpzFile:
             with self.path.open("rb") as stream:
                 is_zip = zipfile.is_zipfile(stream)
         except OSError as error:
-            raise UserError(f"Cannot read {where}: {error.strerror}; check the path.") from error
+            raise UserError(f"cannot read {where}: {error.strerror}; check the path") from error
         if not is_zip:
-            raise UserError(
-                f"{self.path} is not an .npz file or is cut off; copy or save it again."
-            )
+            raise UserError(f"{self.path} is not an .npz file or is cut off; copy or save it again")
         try:
             with np.load(self.path, allow_pickle=False) as arrays:
                 yield arrays
@@ -56,13 +54,13 @@ class NpzFile:
             if "allow_pickle" in str(error):
                 raise UserError(_needs_pickle(self.path, key)) from error
             raise UserError(
-                f"Cannot read {where} ({type(error).__name__}: {error}); the file is damaged, "
-                "copy or save it again."
+                f"cannot read {where} ({type(error).__name__}: {error}); the file is damaged, "
+                "copy or save it again"
             ) from error
 
 
 def _needs_pickle(path: Path, key: str | None) -> str:
     return (
         f"{path}: {key} holds Python objects, which are not loaded because they can run code; "
-        "save plain numbers, all images of one size."
+        "save plain numbers, all images of one size"
     )

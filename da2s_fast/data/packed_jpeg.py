@@ -68,7 +68,7 @@ def open_packed_jpeg(file: NpzFile, image_size: int | None) -> Source:
         if values.ndim != 1 or held_out.shape != values.shape or held_out.dtype.kind not in "biu":
             raise UserError(
                 f"{file.path}: y has shape {values.shape} and is_val is {held_out.dtype} "
-                f"{held_out.shape}; both must be (N,), is_val with 0 or 1 for each image."
+                f"{held_out.shape}; both must be (N,), is_val with 0 or 1 for each image"
             )
         data, offsets = _bytes_and_offsets(file, "", len(values))
         is_test = held_out.astype(bool)
@@ -83,7 +83,7 @@ def open_packed_jpeg(file: NpzFile, image_size: int | None) -> Source:
         ]
     for which, part in zip(("training", "test"), encoded, strict=True):
         if len(part.labels) == 0:
-            raise UserError(f"{file.path} has no {which} images; add some.")
+            raise UserError(f"{file.path} has no {which} images; add some")
     train, test = encoded
     return Source(file.path.stem, classes, *encoded_parts(file.path, train, test, image_size))
 
@@ -103,18 +103,18 @@ def _bytes_and_offsets(file: NpzFile, prefix: str, count: int) -> tuple[NDArray[
     data, offsets = file[f"{prefix}bytes"], file[f"{prefix}off"]
     if data.dtype != np.uint8 or data.ndim != 1:
         raise UserError(
-            f"{file.path}: {prefix}bytes is {data.dtype} {data.shape}; it must be uint8 (B,)."
+            f"{file.path}: {prefix}bytes is {data.dtype} {data.shape}; it must be uint8 (B,)"
         )
     if offsets.dtype.kind not in "iu" or offsets.shape != (count + 1,):
         raise UserError(
             f"{file.path}: {prefix}off is {offsets.dtype} {offsets.shape}; for {count} labels it "
-            f"must be integers of shape ({count + 1},)."
+            f"must be integers of shape ({count + 1},)"
         )
     starts = offsets.astype(np.int64)
     if starts[0] < 0 or (np.diff(starts) < 0).any() or starts[-1] > len(data):
         raise UserError(
             f"{file.path}: {prefix}off must rise from 0 to at most the {len(data)} bytes there "
-            "are; pack the images again."
+            "are; pack the images again"
         )
     return data.astype(np.uint8, copy=False), starts
 

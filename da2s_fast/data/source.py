@@ -70,7 +70,7 @@ def class_numbers(
         strange = np.setdiff1d(labels, known)
         if len(strange) > 0:
             whose = "does not occur in the training labels" if names is None else "has no name"
-            raise UserError(f"{where}: label {strange[0]} in {key} {whose}; correct the labels.")
+            raise UserError(f"{where}: label {strange[0]} in {key} {whose}; correct the labels")
     classes = tuple(str(value) for value in known) if names is None else names
     return np.searchsorted(known, train_labels), np.searchsorted(known, test_labels), classes
 
@@ -78,15 +78,15 @@ def class_numbers(
 def _integers(where: str, key: str, labels: NDArray[np.generic]) -> Indices:
     if labels.dtype.kind not in "iu":
         raise UserError(
-            f"{where}: {key} has type {labels.dtype}; labels must be integers, one per image."
+            f"{where}: {key} has type {labels.dtype}; labels must be integers, one per image"
         )
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim != 1:
         raise UserError(
             f"{where}: {key} has shape {labels.shape}; labels must be class numbers of shape "
-            "(N,) or (N, 1), not one-hot."
+            "(N,) or (N, 1), not one-hot"
         )
     if labels.dtype == np.uint64 and labels.size and labels.max() > np.iinfo(np.int64).max:
-        raise UserError(f"{where}: {key} holds {labels.max()}; labels must fit in 64 bits signed.")
+        raise UserError(f"{where}: {key} holds {labels.max()}; labels must fit in 64 bits signed")
     return labels.astype(np.int64)

@@ -32,12 +32,12 @@ def split_train(data: ImageData, fraction: float, seed: int) -> tuple[Tensor, Te
     """
     labels = data.train_labels.cpu().numpy()
     if not 0 < fraction < 1:
-        raise UserError(f"The training set cannot be split at {fraction}; give a share in (0, 1).")
+        raise UserError(f"the training set cannot be split at {fraction}; give a share in (0, 1)")
     total = round(fraction * len(labels))
     if total in (0, len(labels)):
         raise UserError(
-            f"Splitting {len(labels)} training images at {fraction} leaves one part empty; "
-            "use more images or a share nearer to 0.5."
+            f"splitting {len(labels)} training images at {fraction} leaves one part empty; "
+            "use more images or a share nearer to 0.5"
         )
     first = _draw(labels, _allocate(np.bincount(labels), total), seed)
     return torch.from_numpy(first), torch.from_numpy(_others(first, len(labels)))
@@ -58,7 +58,7 @@ def stratified_subset(labels: Indices, total: int) -> Indices:
     present = np.minimum(counts, 1)
     if total < present.sum():
         raise UserError(
-            f"limit={total} is below the {present.sum()} classes; give at least one image each."
+            f"limit={total} is below the {present.sum()} classes; give at least one image each"
         )
     return _draw(labels, present + _allocate(counts - present, total - present.sum()), seed=0)
 
@@ -78,7 +78,7 @@ def hold_out(labels: Indices, fraction: float) -> tuple[Indices, Indices]:
     if total == 0:
         raise UserError(
             f"{len(labels)} images in {np.count_nonzero(counts)} classes leave none to test on; "
-            "add images or a test folder."
+            "add images or a test folder"
         )
     test = _draw(labels, _allocate(spare, total), seed=0)
     return _others(test, len(labels)), test

@@ -34,6 +34,10 @@ class ArchitectureParameters:
             code does.
         noise: standard deviation of the initial alpha and beta around their start.
         generator: source of that noise.
+
+    Attributes:
+        alphas: by kind, (edges, operations), float32 until `apply` converts them.
+        betas: by kind, (edges,), likewise; empty where `edge_mode` is "none".
     """
 
     def __init__(
@@ -89,7 +93,7 @@ class ArchitectureParameters:
         return self.edge_mode == "softmax"
 
     def operation_weights(self, kind: str) -> Tensor:
-        """Weights p, (edges, operations), each row summing to 1."""
+        """Weights p, (edges, operations), each row summing to 1 (DARTS, eq. 2)."""
         alpha = self.alphas[kind]
         return torch.softmax(operation_strength(alpha) if self.strengthen_operations else alpha, -1)
 

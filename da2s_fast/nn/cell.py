@@ -75,7 +75,8 @@ def node_sum(edges: Sequence[MixedOp], states: Sequence[Tensor], mixture: Mixtur
 class Cell(CellModule):
     """Search cell of DARTS: two inputs, `steps` nodes, the last `multiplier` concatenated.
 
-    Constructor, `forward` and state dict keys are those of DARTS-family code.
+    Every node is ``h_t = sum_e g_e sum_o p_eo op_eo(h_source(e))`` (DARTS, eq. 1 and 2; g as in
+    PC-DARTS). Constructor, `forward` and state dict keys are those of DARTS-family code.
 
     Args:
         steps: number of intermediate nodes.
@@ -87,6 +88,10 @@ class Cell(CellModule):
         reduction_prev: whether the cell before this one was a reduction cell.
         primitives: see `MixedOp`.
         partial_channels: see `MixedOp`.
+
+    Raises:
+        UserError: partial_channels does not divide C, an operation is unknown, or a single channel
+            is left for a skip connection that reduces.
     """
 
     __constants__ = ("reduction", "_steps", "_multiplier")
@@ -132,13 +137,17 @@ class Cell(CellModule):
         weights: Tensor | Mixture,
         weights2: Tensor | None = None,
     ) -> Tensor:
-        """Output of the cell, (N, multiplier * C, H', W').
+        """Output of the cell, (N, multiplier * C, H', W'): of s1's size, or half of it, rounded up.
 
         Args:
-            s0: output of the last cell but one.
-            s1: output of the last cell.
+            s0: output of the last cell but one, (N, C_prev_prev, H, W), or twice as high and wide
+                as s1 behind a reduction cell.
+            s1: output of the last cell, (N, C_prev, H, W).
             weights: p, (edges, operations), or a whole `Mixture`.
             weights2: g, (edges,), as in PC-DARTS; without it every edge counts 1.
+
+        Raises:
+            UserError: inside `use_backend` with a fused backend, where that cannot run.
         """
         mixture = weights if isinstance(weights, Mixture) else Mixture(weights, weights2)
         fused = self.fused([s0, s1], *mixture)
@@ -161,7 +170,7 @@ class Cell(CellModule):
 
 
 def run_nodes(edges: nn.ModuleList, states: list[Tensor], mixture: Mixture, steps: int) -> None:
-    """Append `steps` nodes to `states`, each fed by every state before it."""
+    """Append `steps` nodes, (N, C, H', W') each, to `states`, each fed by every state before it."""
     start = 0
     for _ in range(steps):
         stop = start + len(states)

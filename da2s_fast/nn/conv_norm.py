@@ -12,6 +12,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from da2s_fast.nn.hooks import has_hooks
 from da2s_fast.ops import conv_norm
 from da2s_fast.ops._backend import chosen_backend, exporting
+from da2s_fast.ops._layout import strided_size
 from da2s_fast.ops.conv_norm import cpu_reason
 
 
@@ -91,7 +92,7 @@ def _run_fused(layers: Sequence[nn.Module], x: Tensor, *, relu: bool) -> Tensor 
         or any(buffer is None or buffer.dtype != x.dtype for buffer in buffers)
     ):
         return None
-    height, width = ((length - 1) // stride + 1 for length in x.shape[2:])
+    height, width = strided_size(x, stride)
     values = x.shape[0] * height * width
     if values == 1:  # BatchNorm's error to raise
         return None

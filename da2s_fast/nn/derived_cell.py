@@ -92,7 +92,12 @@ class DerivedCell(nn.Module):
 
 
 class DerivedDenseCell(nn.Module):
-    """Cell of NAS-Bench-201: one input, no preprocessing, (N, C, H, W) to the same size."""
+    """Cell of NAS-Bench-201: one input, no preprocessing, (N, C, H, W) to the same size.
+
+    Args:
+        topology: the kept edges, with one input.
+        channels: C, of the input and of every node.
+    """
 
     def __init__(self, topology: CellTopology, channels: int) -> None:
         super().__init__()

@@ -53,6 +53,9 @@ class CellModule(nn.Module):
             p: (edges, operations).
             g: (edges,); None where every edge counts 1.
             active: per edge the operations to run.
+
+        Raises:
+            UserError: `use_backend` chose a fused backend that cannot run, and why.
         """
         if exporting():
             # Exported programs must run where this package's operators are not installed.

@@ -123,10 +123,15 @@ class MixedOp(CellModule):
 
         Args:
             x: (N, C, H, W).
-            weights: (number of candidates,), p of this edge.
+            weights: (number of candidates,), p of this edge, in x's dtype.
 
         Returns:
-            (N, C, ceil(H / stride), ceil(W / stride)).
+            (N, C, ceil(H / stride), ceil(W / stride)) in x's dtype; under autocast in the type that
+            the candidates have there.
+
+        Raises:
+            UserError: inside `use_backend` with a fused backend, where that cannot run.
+            ValueError: a single value per channel in training mode, as BatchNorm raises.
         """
         fused = self.fused([x], weights.unsqueeze(0), None)
         if fused is not None:

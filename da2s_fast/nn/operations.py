@@ -263,7 +263,11 @@ def register_operation(name: str, factory: OperationFactory) -> None:
 
 
 def create_operation(name: str, channels: int, stride: int, affine: bool) -> nn.Module:
-    """Build the operation `name`; UserError if no operation has that name."""
+    """Build the operation `name`; the other arguments are those of `register_operation`'s factory.
+
+    Raises:
+        UserError: no operation has that name, or it needs more channels.
+    """
     try:
         factory = OPERATIONS[name]
     except KeyError:

@@ -80,21 +80,21 @@ class _SuperNetwork(nn.Module):
 class SuperNetwork(_SuperNetwork):
     """DARTS's search network: stem, L cells of which two reduce, pooling, classifier.
 
-    State dict keys are those of DARTS's `Network`.
+    State dict keys are those of DARTS's `Network` (Liu et al. 2019, section 3.1).
 
     Args:
         channels: C of the first cells.
         num_classes: outputs.
         cells: L; cells L//3 and 2L//3 are reduction cells.
         architecture: parameters with the kinds "normal" and "reduce".
-        primitives: candidate operations.
+        primitives: candidate operations, see `MixedOp`.
         nodes: intermediate nodes per cell, all of them concatenated.
         in_channels: channels of the images.
         image_size: height of the images; from 128 on the ImageNet stem is used.
         partial_channels: K of PC-DARTS, 1 to mix all channels.
 
     Raises:
-        UserError: sizes that do not fit together.
+        UserError: sizes that do not fit together, or an operation that is unknown.
     """
 
     def __init__(
@@ -161,7 +161,17 @@ class SuperNetwork(_SuperNetwork):
 
 
 class DenseCell(CellModule):
-    """NAS-Bench-201's cell: one input, every node fed by all before it, the last is the output."""
+    """NAS-Bench-201's cell: one input, every node fed by all before it, the last is the output.
+
+    Args:
+        channels: C, of the input and of every node.
+        nodes: how many nodes, 3 in NAS-Bench-201.
+        primitives: see `MixedOp`; no BatchNorm follows pools.
+        partial_channels: see `MixedOp`.
+
+    Raises:
+        UserError: as for `MixedOp`.
+    """
 
     __constants__ = ("_steps",)
 
@@ -183,7 +193,11 @@ class DenseCell(CellModule):
         )
 
     def forward(self, x: Tensor, mixture: Mixture) -> Tensor:
-        """(N, C, H, W) to (N, C, H, W)."""
+        """Output of the cell, (N, C, H, W), of an input of that shape.
+
+        Raises:
+            UserError: inside `use_backend` with a fused backend, where that cannot run.
+        """
         fused = self.fused([x], *mixture)
         if fused is not None:
             return fused
@@ -224,6 +238,8 @@ class ResidualBlock(nn.Module):
 class NasBench201SuperNetwork(_SuperNetwork):
     """NAS-Bench-201's search network: three stages of N cells, residual blocks between them.
 
+    The macro layout of Dong and Yang 2020, figure 1, with all candidates on all edges.
+
     Args:
         channels: C of the first stage; doubled by each residual block.
         num_classes: outputs.
@@ -233,6 +249,9 @@ class NasBench201SuperNetwork(_SuperNetwork):
         nodes: likewise.
         in_channels: likewise.
         partial_channels: likewise.
+
+    Raises:
+        UserError: sizes that do not fit together, or an operation that is unknown.
     """
 
     def __init__(

@@ -11,6 +11,8 @@ from da2s_fast.backends import load_libraries
 from da2s_fast.errors import UserError
 
 REFERENCE = "reference"
+NO_CPU_LIBRARY = "the compiled CPU library is not there (`da2s info` says why)"
+"""Why operators whose `has_kernel` is false do not run."""
 
 Function = TypeVar("Function", bound=Callable[..., object])
 

@@ -16,13 +16,14 @@ from torch.utils.flop_counter import register_flop_formula
 from da2s_fast.errors import UserError
 from da2s_fast.ops._backend import (
     LIBRARY,
+    NO_CPU_LIBRARY,
     REFERENCE,
     choose_backend,
     define_operator,
     has_kernel,
     refuse_double_backward,
 )
-from da2s_fast.ops._layout import memory_format_of
+from da2s_fast.ops._layout import memory_format_of, strided_size
 
 # Statistics: mean and biased variance, (2 C_out,); they carry no gradient.
 _FORWARD = define_operator(
@@ -102,10 +103,6 @@ def conv_norm_reference(
     return output, torch.cat((mean, variance))
 
 
-def _out_size(x: Tensor, stride: int) -> list[int]:
-    return [(length - 1) // stride + 1 for length in x.shape[2:]]
-
-
 def _check(
     x: Tensor, weight: Tensor, scale: Tensor | None, shift: Tensor | None, stride: int
 ) -> None:
@@ -122,7 +119,7 @@ def _check(
                 f"conv_norm got a {name} of shape {tuple(numbers.shape)} for {weight.shape[0]} "
                 f"channels; give it ({weight.shape[0]},)"
             )
-    if x.shape[0] * math.prod(_out_size(x, stride)) == 1:
+    if x.shape[0] * math.prod(strided_size(x, stride)) == 1:
         raise UserError(
             f"conv_norm got a single value per channel (input {tuple(x.shape)}, stride {stride}), "
             "whose variance means nothing; give it more images or larger ones"
@@ -134,7 +131,7 @@ def cpu_reason(
 ) -> str | None:
     """Say why the compiled CPU operator cannot run; None where it can."""
     if not _HAS_CPU_KERNEL:
-        return "the compiled CPU library is not there (`da2s info` says why)"
+        return NO_CPU_LIBRARY
     if torch.is_autocast_enabled("cpu"):
         return "autocast computes convolutions in a type it does not take"
     for tensor in (x, weight, scale, shift):
@@ -161,7 +158,7 @@ def _fake_forward(  # noqa: PLR0917 - the schema's arguments
     relu: bool,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
-    output = x.new_empty((x.shape[0], weight.shape[0], *_out_size(x, stride)))
+    output = x.new_empty((x.shape[0], weight.shape[0], *strided_size(x, stride)))
     return output.to(memory_format=memory_format_of(x)), x.new_empty((2 * weight.shape[0],))
 
 

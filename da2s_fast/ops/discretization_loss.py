@@ -1,8 +1,8 @@
 """The loss that drives architecture parameters towards a discrete choice (DA2S).
 
-Tian et al., "Discretization-aware Architecture Search": the entropy of the operation weights of
-every edge, and for every node the entropy of its edge weights and the distance of their strengths
-from the number of edges it is to keep.
+Tian et al., "Discretization-aware Architecture Search", arXiv 2007.03154: the entropy of the
+operation weights of every edge, and for every node the entropy of its edge weights and the distance
+of their strengths from the number of edges it is to keep.
 """
 
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ from torch import Tensor
 from da2s_fast.errors import UserError
 from da2s_fast.ops._backend import (
     LIBRARY,
+    NO_CPU_LIBRARY,
     REFERENCE,
     choose_backend,
     define_operator,
@@ -185,7 +186,7 @@ def _check(
 def _cpu_reason(parameters: Sequence[Tensor]) -> str | None:
     """Say why the compiled CPU operator cannot run; None where it can."""
     if not _HAS_CPU_KERNEL:
-        return "the compiled CPU library is not there (`da2s info` says why)"
+        return NO_CPU_LIBRARY
     for parameter in parameters:
         if parameter.device.type != "cpu":
             return f"a parameter is on {parameter.device}"

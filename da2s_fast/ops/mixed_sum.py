@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from da2s_fast.errors import UserError
 from da2s_fast.ops._backend import (
     LIBRARY,
+    NO_CPU_LIBRARY,
     REFERENCE,
     choose_backend,
     define_operator,
@@ -179,7 +180,7 @@ def _sum_dtype(inputs: list[Tensor]) -> torch.dtype:
 def _cpu_reason(inputs: list[Tensor], weights: Tensor, norms: list[Norm | None]) -> str | None:
     """Say why the compiled CPU operator cannot run; None where it can."""
     if not _HAS_CPU_KERNEL:
-        return "the compiled CPU library is not there (`da2s info` says why)"
+        return NO_CPU_LIBRARY
     for tensor in (*inputs, weights):
         if tensor.device.type != "cpu":
             return f"a tensor is on {tensor.device}"

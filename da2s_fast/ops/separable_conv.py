@@ -16,13 +16,14 @@ from torch.utils.flop_counter import register_flop_formula
 from da2s_fast.errors import UserError
 from da2s_fast.ops._backend import (
     LIBRARY,
+    NO_CPU_LIBRARY,
     REFERENCE,
     choose_backend,
     define_operator,
     has_kernel,
     refuse_double_backward,
 )
-from da2s_fast.ops._layout import memory_format_of
+from da2s_fast.ops._layout import memory_format_of, strided_size
 from da2s_fast.ops._triton import register_triton, triton_reason
 
 _FORWARD = define_operator(
@@ -120,7 +121,7 @@ def _cpu_reason(
 ) -> str | None:
     """Say why the compiled CPU operator cannot run; None where it can."""
     if not _HAS_CPU_KERNEL:
-        return "the compiled CPU library is not there (`da2s info` says why)"
+        return NO_CPU_LIBRARY
     if torch.is_autocast_enabled("cpu"):
         return "autocast computes convolutions in a type it does not take"
     for tensor in (x, spatial, channel):
@@ -161,8 +162,7 @@ def _lowers(tensor: Tensor) -> bool:
 def _fake_forward(  # noqa: PLR0917 - the schema's arguments
     x: Tensor, spatial: Tensor, channel: Tensor, stride: int, padding: int, dilation: int
 ) -> Tensor:
-    size = [(length - 1) // stride + 1 for length in x.shape[2:]]
-    out = x.new_empty((x.shape[0], channel.shape[0], *size))
+    out = x.new_empty((x.shape[0], channel.shape[0], *strided_size(x, stride)))
     return out.to(memory_format=memory_format_of(x))
 
 

@@ -223,7 +223,7 @@ def compare_runs(run_dirs: Sequence[str | Path]) -> Comparison:
     trainings = [path for path in paths.values() if is_retraining(path)]
     searches = [path for path in paths.values() if path not in trainings]
     if not searches:
-        raise UserError("There is nothing to compare: give one run folder of a search or more.")
+        raise UserError("there is nothing to compare: give one run folder of a search or more")
     grouped: dict[tuple[tuple[str, str], ...], list[Row]] = {}
     for path in searches:
         record = load_run(path)

@@ -150,7 +150,7 @@ def operation_curves(
         if weights.shape[2] != len(operations):
             raise UserError(
                 f"{record.path} is damaged: metrics.jsonl has weights of {weights.shape[2]} "
-                f"operations, config.yaml names {len(operations)}."
+                f"operations, config.yaml names {len(operations)}"
             )
         kept = _kept(cells.get(kind))
         panels = []
@@ -212,7 +212,7 @@ def _stacked(record: RunRecord, name: str) -> dict[str, np.ndarray]:
             if shapes.setdefault(kind, array.shape) != array.shape:
                 raise UserError(
                     f"{record.path} is damaged: in metrics.jsonl the shape of {name}.{kind} "
-                    f"changes from {shapes[kind]} to {array.shape} in epoch {epoch.epoch}."
+                    f"changes from {shapes[kind]} to {array.shape} in epoch {epoch.epoch}"
                 )
     return {
         kind: np.stack(
@@ -228,7 +228,7 @@ def _edges(record: RunRecord, kind: str, number: int) -> tuple[list[str], list[t
     if space.num_edges != number:
         raise UserError(
             f"{record.path} is damaged: metrics.jsonl has {number} edges of the {kind} cell, "
-            f"config.yaml says {space.num_edges}."
+            f"config.yaml says {space.num_edges}"
         )
     return state_names(space.inputs, space.nodes), space.edges
 

@@ -146,7 +146,7 @@ class RunRecord:
         values = (self.summary or {}).get("derived") or {}
         where = f"{self.path / 'summary.json'}, derived"
         if not isinstance(values, Mapping):
-            raise UserError(f"{where}: expected an object of numbers, got {values!r:.60}.")
+            raise UserError(f"{where}: expected an object of numbers, got {values!r:.60}")
         return _number(values.get(name), f"{where}.{name}")
 
     def last(self, name: str) -> float | None:
@@ -170,7 +170,7 @@ class RunRecord:
             values = self.summary.get(part) or {}
             where = f"{self.path / 'summary.json'}, {part}"
             if not isinstance(values, Mapping):
-                raise UserError(f"{where}: expected an object of accuracies, got {values!r}.")
+                raise UserError(f"{where}: expected an object of accuracies, got {values!r}")
             names = ("super", "cut", "super_bn", "cut_bn")
             return Accuracies(*(_number(values.get(n), f"{where}.{n}") for n in names))
         measured = [e for e in self.epochs if e["accuracy_super"] is not None]
@@ -196,7 +196,7 @@ def load_run(path: str | Path) -> RunRecord:
     """
     path = Path(path)
     if not path.is_dir():
-        raise UserError(f"{path} is not a run folder: there is no such folder.")
+        raise UserError(f"{path} is not a run folder: there is no such folder")
     config = _read_config(path / "config.yaml")
     epochs, notes = _read_metrics(path / "metrics.jsonl")
     summary = _read_summary(path / "summary.json")
@@ -208,12 +208,12 @@ def _read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UserError(
-            f"{path.parent} is not a complete run folder: {path.name} is missing."
+            f"{path.parent} is not a complete run folder: {path.name} is missing"
         ) from None
     except UnicodeDecodeError:
-        raise UserError(f"{path} is damaged: it is not UTF-8 text.") from None
+        raise UserError(f"{path} is damaged: it is not UTF-8 text") from None
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def _read_config(path: Path) -> Mapping[str, Any]:
@@ -222,9 +222,9 @@ def _read_config(path: Path) -> Mapping[str, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f" at line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path} is damaged: it is not YAML{place}.") from None
+        raise UserError(f"{path} is damaged: it is not YAML{place}") from None
     if not isinstance(config, dict):
-        raise UserError(f"{path} is damaged: expected settings by name, got {config!r:.60}.")
+        raise UserError(f"{path} is damaged: expected settings by name, got {config!r:.60}")
     return config
 
 
@@ -234,9 +234,9 @@ def _read_summary(path: Path) -> Mapping[str, Any] | None:
     try:
         summary = json.loads(_read_text(path))
     except (json.JSONDecodeError, RecursionError):
-        raise UserError(f"{path} is damaged: it is not JSON.") from None
+        raise UserError(f"{path} is damaged: it is not JSON") from None
     if not isinstance(summary, dict):
-        raise UserError(f"{path} is damaged: expected an object, got {summary!r:.60}.")
+        raise UserError(f"{path} is damaged: expected an object, got {summary!r:.60}")
     return summary
 
 
@@ -255,7 +255,7 @@ def _read_metrics(path: Path) -> tuple[tuple[Epoch, ...], tuple[str, ...]]:
             if number == len(lines):
                 notes = (f"The last line of {path.name} is incomplete and was left out.",)
                 break
-            raise UserError(f"{where} is damaged: it is not JSON.") from None
+            raise UserError(f"{where} is damaged: it is not JSON") from None
         epoch = _epoch(record, where)
         epochs[epoch.epoch] = epoch
     return tuple(epochs[number] for number in sorted(epochs)), notes
@@ -263,10 +263,10 @@ def _read_metrics(path: Path) -> tuple[tuple[Epoch, ...], tuple[str, ...]]:
 
 def _epoch(record: Any, where: str) -> Epoch:
     if not isinstance(record, dict):
-        raise UserError(f"{where} is damaged: expected an object, got {record!r:.60}.")
+        raise UserError(f"{where} is damaged: expected an object, got {record!r:.60}")
     number = record.get("epoch")
     if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-        raise UserError(f"{where} is damaged: epoch must be a whole number from 1, got {number!r}.")
+        raise UserError(f"{where} is damaged: epoch must be a whole number from 1, got {number!r}")
     genotype = record.get("genotype")
     return Epoch(
         epoch=number,
@@ -282,7 +282,7 @@ def _number(value: Any, where: str) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise UserError(f"{where}: expected a number or null, got {value!r:.60}.")
+        raise UserError(f"{where}: expected a number or null, got {value!r:.60}")
     return float(value) if math.isfinite(value) else None
 
 
@@ -291,7 +291,7 @@ def _arrays(value: Any, dimensions: int, where: str) -> Mapping[str, np.ndarray]
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise UserError(f"{where}: expected lists by cell kind, got {value!r:.60}.")
+        raise UserError(f"{where}: expected lists by cell kind, got {value!r:.60}")
     arrays = {}
     for kind, rows in value.items():
         if rows is None:
@@ -301,7 +301,7 @@ def _arrays(value: Any, dimensions: int, where: str) -> Mapping[str, np.ndarray]
         except (TypeError, ValueError):
             array = np.empty(())
         if array.ndim != dimensions:
-            raise UserError(f"{where}.{kind}: expected {dimensions}-dimensional lists of numbers.")
+            raise UserError(f"{where}.{kind}: expected {dimensions}-dimensional lists of numbers")
         arrays[str(kind)] = array
     return arrays
 

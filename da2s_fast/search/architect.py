@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 Batch = tuple[Tensor, Tensor]
+"""Normalized images, floating point (N, C, H, W), and labels, int64 (N,)."""
 Regularizer = Callable[[], Tensor]
 """The discretization loss of the current architecture parameters, a 0-dim tensor."""
 Scale = Callable[[Tensor], Tensor]
@@ -43,7 +44,10 @@ def only_gradients_of(wanted: Sequence[Tensor], others: Sequence[Tensor]) -> Ite
 
 
 def classification_loss(scores: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy, in float32 where the scores (N, classes) have lower precision."""
+    """Mean cross-entropy, 0-dim, in float32 where the scores (N, classes) have lower precision.
+
+    Labels are int64 (N,).
+    """
     return F.cross_entropy(scores.to(torch.promote_types(scores.dtype, torch.float32)), labels)
 
 
@@ -64,14 +68,18 @@ class Architect:
         self.weights: list[Tensor] = network.weights()  # type: ignore[operator]
 
     def loss(self, batch: Batch) -> Tensor:
-        """Cross-entropy of a batch."""
+        """Mean cross-entropy of a batch, a 0-dim tensor."""
         images, labels = batch
         with self.autocast():
             scores = self.network(images)
         return classification_loss(scores, labels)
 
     def first_order(self, valid: Batch, regularizer: Regularizer, scale: Scale) -> Tensor:
-        """Set the gradients of alpha and beta at the current weights; returns the loss."""
+        """Set the gradients of alpha and beta at the current weights (DARTS, sec. 2.3, xi = 0).
+
+        Returns:
+            The loss with the regularizer, 0-dim and detached.
+        """
         arch = self.network.arch_parameters()  # type: ignore[operator]
         with only_gradients_of(arch, self.weights):
             loss = self.loss(valid) + regularizer()
@@ -90,6 +98,9 @@ class Architect:
 
         The unrolled step is the optimizer's own: momentum and weight decay included. The
         Hessian-vector product is taken by central differences (DARTS, eq. 8).
+
+        Returns:
+            The loss after the unrolled step, with the regularizer, 0-dim and detached.
         """
         weights = self.weights
         arch = self.network.arch_parameters()  # type: ignore[operator]

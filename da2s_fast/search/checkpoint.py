@@ -24,8 +24,11 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Call `write(file)` on a temporary file and rename it to `path` when it is on the disk.
 
     Raises:
-        UserError: the disk is full or the folder cannot be written; `path` is as it was.
+        UserError: the disk is full or the folder is not there or cannot be written; `path` is as
+            it was.
     """
+    if not path.parent.is_dir():
+        raise UserError(f"cannot write {path}: there is no folder {path.parent}; make it")
     # Not by tempfile, whose files nobody but their owner may read.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:

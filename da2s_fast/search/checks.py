@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import types
+from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import torch
@@ -16,6 +19,20 @@ if TYPE_CHECKING:
 
 LARGEST_SEED = 2**62
 """Loaders use twice the seed, and torch's generators take 64 bits."""
+
+
+def check_names(given: Iterable[str], settings: type) -> None:
+    """Demand that a dataclass has fields of these names.
+
+    Raises:
+        UserError: naming the first that it does not have, and the most similar one that it has.
+    """
+    names = [field.name for field in dataclasses.fields(settings)]
+    for name in given:
+        if name not in names:
+            near = get_close_matches(name, names, 1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
+            raise UserError(f"there is no setting {name!r}; {hint}")
 
 
 def check_types(settings: Any) -> None:

@@ -45,6 +45,10 @@ def discretize(architecture: ArchitectureParameters, space: SearchSpace) -> Disc
     DA2S ranks edges by beta; DARTS by their strongest operation other than `none`; PC-DARTS by
     that times softmax(beta). Ties go to the earlier edge or operation. NAS-Bench-201 keeps every
     edge, and `none` may be an edge's strongest operation there.
+
+    Args:
+        architecture: alpha and beta, which stay as they are.
+        space: names of the operations and wiring of the cells that they belong to.
     """
     topologies: dict[str, CellTopology] = {}
     mixtures: dict[str, Mixture] = {}

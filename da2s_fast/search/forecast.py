@@ -22,7 +22,8 @@ class Forecast:
     seconds: float
     """Of the whole search, its measurements included."""
     activation_bytes: int
-    """Tensors kept for the backward pass of one step: the peak above parameters and data."""
+    """Bytes of the tensors kept for the backward pass of one step: the peak above parameters and
+    data."""
 
     def __str__(self) -> str:
         minutes, seconds = divmod(round(self.seconds), 60)
@@ -30,7 +31,7 @@ class Forecast:
         length = f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
         if hours:
             length = f"{hours} h {minutes:02d} min"
-        return f"about {length} and {self.activation_bytes / 2**20:,.0f} MB for activations"
+        return f"about {length} and {self.activation_bytes / 1e6:,.0f} MB for activations"
 
 
 def forecast(session: SearchSession) -> Forecast:

@@ -104,7 +104,7 @@ class GapMeter:
         self._norm_batches = batches(train_images[:count], train_labels[:count])
 
     def measure(self, network: nn.Module, cut: Mapping[str, Mixture]) -> dict[str, float]:
-        """Accuracies "super" and "cut", and "super_bn" and "cut_bn" with re-estimated norms."""
+        """Accuracies, 0 to 1: "super", "cut" and, with re-estimated norms, "super_bn", "cut_bn"."""
         result = {}
         for name, mixtures in (("super", None), ("cut", cut)):
             result[name] = accuracy(network, self._batches, mixtures)

@@ -38,6 +38,9 @@ class SearchSession:
         settings: resolved settings.
         data: the images; one half of the training set teaches the weights, the other alpha and
             beta, as in all searches of the DARTS family.
+
+    Raises:
+        UserError: sizes of the network that do not fit together.
     """
 
     def __init__(self, settings: ResolvedSettings, data: ImageData) -> None:
@@ -175,7 +178,7 @@ class SearchSession:
         )
 
     def arch_step(self, train: Batch, valid: Batch) -> Tensor:
-        """One update of alpha and beta; returns the loss, not synchronized."""
+        """One update of alpha and beta; returns the loss, 0-dim, not synchronized."""
         self.arch_optimizer.zero_grad()
         if self.settings.second_order:
             loss = self.architect.second_order(
@@ -191,7 +194,7 @@ class SearchSession:
         return loss
 
     def weight_step(self, train: Batch) -> tuple[Tensor, Tensor]:
-        """One update of the weights; returns loss and number of hits, not synchronized."""
+        """One update of the weights; returns loss and number of hits, 0-dim, not synchronized."""
         images, labels = train
         weights = self.architect.weights
         self.weight_optimizer.zero_grad()

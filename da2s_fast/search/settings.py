@@ -52,7 +52,8 @@ class SearchSettings:
         partial_channels: mix only 1/K of the channels (PC-DARTS); 1 mixes all.
         keep_normal: edges each node of a normal cell keeps, for example [1, 2, 3, 3].
         keep_reduce: the same for reduction cells; by default as keep_normal.
-        image_size: resize images to this height and width.
+        image_size: resize images to this height and width; by default image files to the most
+            common shorter side, but at most 64.
         limit: use at most this many training images.
         epochs: length of the search, T.
         warmup: epochs before the operation weights learn, E.
@@ -76,6 +77,9 @@ class SearchSettings:
         cuda_graph: record the steps as a CUDA graph and replay them: the same numbers without the
             time between kernels. For GPUs; precision float32 or bfloat16.
         seed: of everything random.
+
+    Raises:
+        UserError: a value of another type than its field's.
     """
 
     data: str = "digits"

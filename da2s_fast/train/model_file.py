@@ -131,8 +131,12 @@ def load_model(
         raise UserError(f"cannot read the model {path}: {error.strerror}") from None
     except Exception as error:
         # Whatever a foreign or damaged file makes the readers raise, the user needs one sentence.
-        reason = str(error).splitlines()[0] if isinstance(error, ValueError) else "it is damaged"
-        raise UserError(f"{path} is not a model of this program: {reason}") from error
+        known = isinstance(error, ValueError)
+        reason = str(error).splitlines()[0] if known else "it is damaged or something else"
+        raise UserError(
+            f"{path} is not a model of this program: {reason}; give the run folder of a training "
+            "or a .pt file that da2s wrote"
+        ) from error
     model = info.build()
     model.load_state_dict(state)
     return model.to(device).eval(), info

@@ -115,6 +115,18 @@ def _run(
         folder.logging() if folder else nullcontext(),
         progress_bar("retrain", shown=progress) as on_step,
     ):
+        logger.info(
+            "training on %s: %d epochs of %d images a step, %d cells, %d channels, seed %d, %s",
+            session.data,
+            session.epochs,
+            session.loader.batch_size,
+            session.info.cells,
+            session.info.channels,
+            session.settings.seed,
+            session.device,
+        )
+        if history:
+            logger.info("%d of %d epochs are done", len(history), session.epochs)
         _run_epochs(session, folder, history, lambda done: on_step(done, total))
         return _finish(session, folder, history)
 

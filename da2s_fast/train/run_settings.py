@@ -46,6 +46,8 @@ def read_genotype(path: str | Path) -> Genotype:
     file = path / GENOTYPE_FILE if path.is_dir() else path
     try:
         text = file.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read the genotype {file}: {error}") from None
+    except OSError as error:
+        raise UserError(f"cannot read the genotype {file}: {error.strerror}") from None
+    except ValueError:
+        raise UserError(f"cannot read the genotype {file}: it is not UTF-8 text") from None
     return Genotype.parse(text)

@@ -60,7 +60,8 @@ class RetrainSettings:
         momentum: of SGD.
         weight_decay: of all weights.
         grad_clip: norm to which the gradient is clipped.
-        image_size: resize images to this height and width.
+        image_size: resize images to this height and width; by default image files to the most
+            common shorter side, but at most 64.
         limit: use at most this many training images.
         device: "cpu", "cuda", "cuda:1", ...; by default the GPU where there is one.
         seed: of everything random.

@@ -113,5 +113,5 @@ def test_no_test_images_are_refused():
 
 @pytest.mark.parametrize("size", [7, 0, -3])
 def test_small_image_size_is_refused(size):
-    with pytest.raises(UserError, match=f"Image size {size} is too small"):
+    with pytest.raises(UserError, match=f"image size {size} is too small"):
         load_data("digits", image_size=size)

@@ -247,7 +247,7 @@ def test_test_folder_must_fit_the_training_folder(tmp_path, pictures):
 
 
 def test_single_images_that_cannot_be_read(tmp_path, pictures):
-    with pytest.raises(UserError, match=r"Cannot read the image .*none\.png: No such file"):
+    with pytest.raises(UserError, match=r"cannot read the image .*none\.png: No such file"):
         read_image(tmp_path / "none.png", 3, 32)
     with pytest.raises(UserError, match="1 or 3 channels, not 5"):
         read_image(tmp_path / "none.png", 5, 32)

@@ -28,6 +28,17 @@ def make_loader(data, batch_size=64, seed=0, augmentation=None, images=None, **o
     )
 
 
+def of_the_test(data, batch_size):
+    return evaluation_batches(
+        data.test_images,
+        data.test_labels,
+        batch_size,
+        mean=data.mean,
+        std=data.std,
+        device="cpu",
+    )
+
+
 def numbered(data, count):
     """Images that carry their own number in the first two pixels."""
     images = torch.zeros(count, 1, 8, 8, dtype=torch.uint8)
@@ -42,16 +53,7 @@ def numbers(data, batch):
 
 
 def test_normalization_is_that_of_torchvision_to_the_bit(digits):
-    x, y = next(
-        evaluation_batches(
-            digits.test_images,
-            digits.test_labels,
-            400,
-            mean=digits.mean,
-            std=digits.std,
-            device="cpu",
-        )
-    )
+    x, y = next(of_the_test(digits, 400))
     expected = v2.functional.normalize(
         digits.test_images.float() / 255, list(digits.mean), list(digits.std)
     )
@@ -61,16 +63,7 @@ def test_normalization_is_that_of_torchvision_to_the_bit(digits):
 
 
 def test_evaluation_keeps_the_order_and_the_last_images(digits):
-    batches = list(
-        evaluation_batches(
-            digits.test_images,
-            digits.test_labels,
-            100,
-            mean=digits.mean,
-            std=digits.std,
-            device="cpu",
-        )
-    )
+    batches = list(of_the_test(digits, 100))
     assert [len(x) for x, _ in batches] == [100, 100, 100, 59]
     assert torch.equal(torch.cat([y for _, y in batches]), digits.test_labels)
 
@@ -214,8 +207,4 @@ def test_impossible_batches_are_refused(digits):
     with pytest.raises(UserError, match="no images"):
         make_loader(digits, images=digits.train_images[:0])
     with pytest.raises(UserError, match="batch of -1"):
-        next(
-            evaluation_batches(
-                digits.test_images, digits.test_labels, -1, mean=(0,), std=(1,), device="cpu"
-            )
-        )
+        next(of_the_test(digits, -1))

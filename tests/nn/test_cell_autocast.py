@@ -9,6 +9,7 @@ from torch import nn
 
 from da2s_fast.errors import UserError
 from da2s_fast.nn import Mixture, NasBench201SuperNetwork, use_backend
+from tests.conditions import compiled_whole
 from tests.nn import cell_modules
 from tests.nn.cell_modules import BUILDERS, NAS_BENCH_201, build, compiled
 from tests.nn.evaluate import evaluate, to_double
@@ -197,7 +198,7 @@ def test_compiled_without_a_graph_break():
     network, _ = build_network("pc-darts")
     twin, x = copy.deepcopy(network), images(8)
     scores = autocast(lambda network, x: network(x), torch.bfloat16)
-    by_compiler = torch.compile(scores, backend="aot_eager", fullgraph=True)
+    by_compiler = compiled_whole(scores)
     results = []
     with use_backend("cpu"):
         for function, module in ((by_compiler, twin), (scores, network)):

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from da2s_fast.nn import use_backend
-from tests.conditions import printed_last, threads
+from tests.conditions import compiled_whole, printed_last, threads
 from tests.nn.cell_modules import build, call, compiled
 from tests.nn.evaluate import evaluate
 from tests.nn.test_super_network import build as build_network
@@ -38,7 +38,7 @@ def test_compiled_modules_are_the_same(name):
     example = build(name)
     module, tensors = example.ours, example.tensors()
     twin = copy.deepcopy(module)
-    compiled_twin = torch.compile(twin, backend="aot_eager", fullgraph=True)
+    compiled_twin = compiled_whole(twin)
 
     def by_compiler(_, *tensors):
         with use_backend("cpu"):
@@ -61,7 +61,7 @@ def test_compiled_modules_are_the_same(name):
 def test_a_compiled_super_network_is_the_same():
     network, _ = build_network("pc-darts")
     twin = copy.deepcopy(network)
-    by_compiler = torch.compile(twin, backend="aot_eager", fullgraph=True)
+    by_compiler = compiled_whole(twin)
     arch = twin.arch_parameters()
     for x in (images(8), images(8, count=5)):
         with use_backend("cpu"):

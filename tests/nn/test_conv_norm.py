@@ -13,6 +13,7 @@ from da2s_fast.nn import use_backend
 from da2s_fast.nn.conv_norm import ConvNormSequential
 from da2s_fast.nn.stem import cifar_stem, imagenet_stems
 from da2s_fast.nn.super_network import ResidualBlock
+from tests.conditions import compiled_whole
 from tests.nn.evaluate import assert_equal_to_reference, evaluate
 
 calls: list[str] = []
@@ -243,7 +244,7 @@ def test_errors_are_those_of_the_modules():
 def test_compiles_without_a_graph_break(name):
     module, x, _ = build(name)
     theirs = copy.deepcopy(module)
-    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+    compiled = compiled_whole(module)
     for _ in range(2):  # buffers move on in every call
         found = evaluate(module, lambda _, x: call(compiled, x), [x])
         expected = evaluate(theirs, call, [x])

@@ -1,6 +1,5 @@
 """The cell as an operator of torch's: schema, gradients, compilers, running statistics, errors."""
 
-import functools
 import itertools
 from dataclasses import replace
 
@@ -12,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from da2s_fast.ops import cell
 from da2s_fast.ops.cell.function import update_running
 from da2s_fast.ops.cell.plan import CellPlan
+from tests.conditions import compiled_whole
 from tests.ops.cell_cases import (
     PLANS,
     active_slots,
@@ -165,7 +165,7 @@ def test_compiles_without_a_graph_break(name, layout):
     case = make_case(PLANS[name], frozen="some")
     case.inputs = [x.contiguous(memory_format=layout) for x in case.inputs]
 
-    @functools.partial(torch.compile, backend="aot_eager", fullgraph=True)
+    @compiled_whole
     def function(inputs, p, g, weights):
         return replace_tensors(case, inputs, p, g, weights)
 

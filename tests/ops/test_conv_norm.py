@@ -1,10 +1,9 @@
-"""conv_norm against eager PyTorch, plain formulas, and as an operator of torch's."""
+"""conv_norm against eager PyTorch, plain formulas and as an operator; see test_convolutions too."""
 
 import functools
 import itertools
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -13,20 +12,20 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from da2s_fast.backends import build_info
 from da2s_fast.errors import UserError
 from da2s_fast.ops import conv_norm
-from tests.conditions import counted, run_with_instruction_set, with_threads
-from tests.ops.compare import Mismatch, assert_as_accurate
+from tests.conditions import counted
+from tests.ops import convolution_cases
+from tests.ops.compare import assert_as_accurate
+from tests.ops.convolution_cases import LAYOUTS, ConvolutionCase, evaluate
 
 fused = functools.partial(conv_norm, backend="cpu")
 reference = functools.partial(conv_norm, backend="reference")
-LAYOUTS = [torch.contiguous_format, torch.channels_last]
-LEAVES = ("x", "weight", "scale", "shift")
-NAMES = ("output", "statistics", *LEAVES)
+check = functools.partial(convolution_cases.check, fused, reference)
+NAMES = ("output", "statistics", "x", "weight", "scale", "shift")
 
 
-class Case(NamedTuple):
+class _Fields(NamedTuple):
     x: Tensor
     weight: Tensor
     scale: Tensor | None
@@ -35,12 +34,9 @@ class Case(NamedTuple):
     relu: bool = False
     eps: float = 1e-5
 
-    def to(self, dtype: torch.dtype) -> "Case":
-        tensors = (None if tensor is None else tensor.to(dtype) for tensor in self[:4])
-        return Case(*tensors, *self[4:])
 
-    def settings(self) -> dict[str, Any]:
-        return dict(zip(self._fields[4:], self[4:], strict=True))
+class Case(_Fields, ConvolutionCase):
+    """A call of conv_norm."""
 
 
 def make_case(  # noqa: PLR0917 - the shape, then the operation
@@ -58,29 +54,6 @@ def make_case(  # noqa: PLR0917 - the shape, then the operation
     return Case(torch.randn(shape), weight, scale, shift, stride, relu)
 
 
-def evaluate(function: Callable[..., tuple[Tensor, Tensor]], case: Case) -> dict[str, Tensor]:
-    """Output, statistics and all gradients; the incoming gradient is always the same."""
-    given = [None if tensor is None else tensor.detach().requires_grad_() for tensor in case[:4]]
-    output, statistics = function(*given, **case.settings())
-    assert not statistics.requires_grad
-    torch.manual_seed(1)
-    incoming = torch.randn(output.shape).to(output.dtype)
-    leaves = {n: leaf for n, leaf in zip(LEAVES, given, strict=True) if leaf is not None}
-    gradients = torch.autograd.grad(output, list(leaves.values()), incoming)
-    return {
-        "output": output.detach(),
-        "statistics": statistics,
-        **dict(zip(leaves, gradients, strict=True)),
-    }
-
-
-def check(case: Case, function: Callable[..., tuple[Tensor, Tensor]] = fused) -> None:
-    exact = evaluate(reference, case.to(torch.float64))
-    assert_as_accurate(evaluate(function, case), evaluate(reference, case), exact)
-    double = case.to(torch.float64)
-    assert_as_accurate(evaluate(function, double), exact, exact)
-
-
 # Of the gradient of a norm over two or three values nothing but rounding errors is left: channels
 # have more.
 FEW = 8
@@ -92,15 +65,13 @@ SHAPES = [(3, 5, 7, 6), (2, 16, 9, 9), (1, 3, 29, 1), (33, 8, 4, 4), (2, 2, 15, 
 @pytest.mark.parametrize(("k", "out"), [(1, 5), (3, 16), (3, 3)])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_equals_eager(shape, k, out, stride, relu, layout):  # noqa: PLR0917 - pytest's
-    case = make_case(shape, out, k, stride, relu)
-    check(case._replace(x=case.x.contiguous(memory_format=layout)))
+    check(make_case(shape, out, k, stride, relu).laid_out(layout))
 
 
 @pytest.mark.parametrize("out", [1, 2, 7, 24, 33, 48])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_output_channels(out, layout):
-    case = make_case((3, 3, 6, 5), out)
-    check(case._replace(x=case.x.contiguous(memory_format=layout)))
+    check(make_case((3, 3, 6, 5), out).laid_out(layout))
 
 
 @pytest.mark.parametrize("scale", [False, True])
@@ -129,8 +100,7 @@ def test_random_shapes(shape, out, k, stride, relu, affine):  # noqa: PLR0917 - 
 
 
 def test_the_stem_of_a_search():
-    case = make_case((8, 3, 32, 32), 48)
-    check(case._replace(x=case.x.contiguous(memory_format=torch.channels_last)))
+    check(make_case((8, 3, 32, 32), 48).laid_out(torch.channels_last))
 
 
 def test_equals_the_definition():
@@ -180,55 +150,6 @@ def test_two_values():
         torch.testing.assert_close(found[name], value, rtol=1e-10, atol=1e-10, msg=name)
 
 
-def test_strided_and_expanded_inputs():
-    case = make_case((4, 6, 8, 8), 6)
-    for x in (
-        case.x[:, :, ::2, 1:],
-        case.x[:, ::2].expand(4, 3, 8, 8)[:, [0, 1, 2, 0, 1, 2]],
-        case.x.transpose(2, 3),
-        case.x[:1].expand(4, 6, 8, 8),
-        case.x[:, :1].expand(4, 6, 8, 8),
-    ):
-        check(case._replace(x=x))
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("out", [4, 16])
-def test_incoming_gradient_of_any_layout(out, layout):
-    case = make_case((2, 4, 6, 6), out)
-    x = case.x.contiguous(memory_format=layout)
-    leaves = [tensor.requires_grad_() for tensor in (x, *case[1:4])]
-    output, _ = fused(*leaves)
-    for incoming in (
-        torch.randn(2, 6, 6, out).permute(0, 3, 1, 2),
-        torch.ones(()).expand(2, out, 6, 6) * torch.randn(6),
-        torch.randn(1, out, 1, 6).expand(2, out, 6, 6),
-        torch.randn(2, out, 6, 12)[..., ::2],
-    ):
-        found = torch.autograd.grad(output, leaves, incoming, retain_graph=True)
-        expected = torch.autograd.grad(reference(*leaves)[0], leaves, incoming)
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("shape", [(2, 4, 6, 6), (64, 16, 32, 32)], ids=["small", "pooled"])
-def test_layout_of_the_output_follows_the_input(shape, layout):
-    case = make_case(shape, 5)
-    leaves = [case.x.contiguous(memory_format=layout).requires_grad_(), *case[1:4]]
-    output, _ = fused(*leaves)
-    assert output.is_contiguous(memory_format=layout)
-    (grad,) = torch.autograd.grad(output.sum(), leaves[:1])
-    assert grad.is_contiguous(memory_format=layout)
-
-
-@pytest.mark.parametrize("relu", [False, True])
-@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-def test_nan_and_infinities(value, relu):
-    case = make_case((2, 4, 9, 9), 4, relu=relu)
-    case.x[1, 2, 4, 4] = value
-    check(case)
-
-
 def test_nan_in_one_channel_stays_there():
     case = make_case((2, 4, 9, 9), 16)
     case.weight[3] = torch.nan
@@ -236,62 +157,6 @@ def test_nan_in_one_channel_stays_there():
     expected, _ = reference(*case[:4])
     assert torch.equal(output.isnan(), expected.isnan())
     assert statistics.isnan().nonzero().flatten().tolist() == [3, 19]
-
-
-def test_gradient_at_zero_and_at_nan():
-    # ReLU: none at 0, as it came at NaN.
-    case = make_case((1, 2, 5, 5), 2, relu=True)
-    case.x[0, 0, 2, 2], case.x[0, 1, 2, 2] = 0.0, -0.0
-    check(case)
-    case.x[0, 0, 0, 0] = torch.nan
-    check(case)
-
-
-@pytest.mark.parametrize("wanted", list(itertools.product([False, True], repeat=4)), ids=str)
-def test_only_the_gradients_asked_for(wanted):
-    case = make_case((2, 3, 5, 5), 4)
-    everything = evaluate(fused, case)
-    leaves = [
-        tensor.detach().requires_grad_(needed)
-        for tensor, needed in zip(case[:4], wanted, strict=True)
-    ]
-    output, _ = fused(*leaves)
-    if not any(wanted):
-        assert not output.requires_grad
-        return
-    torch.manual_seed(1)
-    output.backward(torch.randn(output.shape))
-    for name, leaf, needed in zip(LEAVES, leaves, wanted, strict=True):
-        assert (leaf.grad is not None) is needed
-        if needed:
-            assert torch.equal(leaf.grad, everything[name])
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_same_bits_for_any_number_of_threads_and_from_run_to_run(layout):
-    case = make_case((37, 12, 16, 16), 16)
-    case = case._replace(x=case.x.contiguous(memory_format=layout))
-    results = with_threads(lambda: evaluate(fused, case))
-    for result in results[1:]:
-        for name in NAMES:
-            assert torch.equal(result[name], results[0][name]), name
-
-
-def test_layouts_give_the_same_bits():
-    case = make_case((5, 3, 6, 7), 16)
-    last = case._replace(x=case.x.contiguous(memory_format=torch.channels_last))
-    results = evaluate(fused, case), evaluate(fused, last)
-    for name in NAMES:
-        assert torch.equal(results[0][name], results[1][name]), name
-
-
-def test_instruction_sets_agree():
-    code = (
-        "from tests.ops.test_conv_norm import check, make_case\n"
-        "check(make_case((3, 5, 7, 6), 9, 3, 2, True))"
-    )
-    for isa in build_info()["usable_instruction_sets"]:
-        run_with_instruction_set(isa, code)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -303,41 +168,16 @@ def test_opcheck_and_gradcheck(affine, layout):
     torch.library.opcheck(torch.ops.da2s_fast.conv_norm, (*leaves, *case[4:]))
 
     def output(*given: Tensor) -> Tensor:
-        return fused(*given, **case.settings())[0]
+        return fused(*given, **case.options())[0]
 
     assert torch.autograd.gradcheck(output, leaves)
     grad = torch.randn(2, 4, 2, 3, dtype=torch.float64)
     plain = [None if leaf is None else leaf.detach() for leaf in leaves]
-    _, statistics = fused(*plain, **case.settings())
+    _, statistics = fused(*plain, **case.options())
     for mask in ([True] * 4, [False, True, False, True]):
         torch.library.opcheck(
             torch.ops.da2s_fast.conv_norm_backward, (grad, *plain, statistics, *case[4:], mask)
         )
-
-
-def test_compiles_without_a_graph_break():
-    case = make_case((2, 4, 6, 6), 4)
-    compiled = torch.compile(fused, backend="aot_eager", fullgraph=True)
-    expected, found = evaluate(fused, case), evaluate(compiled, case)
-    for name in NAMES:
-        assert torch.equal(found[name], expected[name])
-
-
-def test_double_backward_names_the_reference():
-    case = make_case((2, 3, 4, 4), 3).to(torch.float64)
-    leaves = [tensor.requires_grad_() for tensor in case[:4]]
-    (grad,) = torch.autograd.grad(fused(*leaves)[0].square().sum(), leaves[1], create_graph=True)
-    with pytest.raises(RuntimeError, match="backend='reference'"):
-        grad.sum().backward()
-    assert torch.autograd.gradgradcheck(lambda *given: reference(*given)[0], leaves)
-
-
-def test_autocast_computes_as_eager_does():
-    case = make_case((2, 4, 6, 6), 4)
-    with torch.autocast("cpu", torch.bfloat16):
-        output, expected = conv_norm(*case[:4])[0], reference(*case[:4])[0]
-    assert output.dtype == expected.dtype
-    assert torch.equal(output, expected)
 
 
 def test_what_it_cannot_run_goes_to_the_reference():
@@ -372,13 +212,3 @@ def test_operations_are_counted_as_those_of_eager(stride):
     assert counted(lambda: fused(*case[:4], stride=stride)) == forward > 0
     assert counted(lambda: evaluate(fused, case)) == 3 * forward
     assert counted(lambda: evaluate(reference, case)) == 3 * forward
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_planted_error_is_found(name):
-    case = make_case((3, 4, 6, 6), 4)
-    exact, eager = evaluate(reference, case.to(torch.float64)), evaluate(reference, case)
-    found = evaluate(fused, case)
-    found[name].view(-1)[-1] += 1e-3 * found[name].abs().max()
-    with pytest.raises(Mismatch, match=name):
-        assert_as_accurate(found, eager, exact)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from da2s_fast.backends import build_info
 from da2s_fast.errors import UserError
 from da2s_fast.ops import discretization_loss, edge_strength, operation_strength
+from tests.conditions import compiled_whole
 from tests.ops.compare import Mismatch, assert_as_accurate
 
 fused = functools.partial(discretization_loss, backend="cpu")
@@ -245,7 +246,7 @@ def test_opcheck(dtype):
 @pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
 def test_compiles_as_one_graph(compiler):
     parameters = make_parameters()
-    compiled = torch.compile(fused, backend=compiler, fullgraph=True)
+    compiled = compiled_whole(fused, compiler)
     results, eager = evaluate(compiled, *parameters), evaluate(fused, *parameters)
     for name, value in eager.items():
         torch.testing.assert_close(results[name], value, msg=name)

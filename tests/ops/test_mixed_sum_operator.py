@@ -9,6 +9,7 @@ from torch import nn
 
 from da2s_fast.errors import UserError
 from da2s_fast.ops import mixed_sum
+from tests.conditions import compiled_whole
 from tests.ops.mixed_sum_cases import BATCH, CUMULATIVE, NONE, RUNNING, evaluate, make_case
 
 fused = functools.partial(mixed_sum, backend="cpu")
@@ -85,7 +86,7 @@ def test_double_backward():
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_compiles_as_one_graph(compiler, layout):
     case = lay_out(make_case((3, 4, 5, 6), [BATCH, NONE, RUNNING, CUMULATIVE]), layout)
-    compiled = torch.compile(fused, backend=compiler, fullgraph=True)
+    compiled = compiled_whole(fused, compiler)
     results, eager = evaluate(compiled, case), evaluate(fused, case)
     for name, value in eager.items():
         torch.testing.assert_close(results[name], value, msg=name)
@@ -93,7 +94,7 @@ def test_compiles_as_one_graph(compiler, layout):
 
 
 def test_compiles_with_other_batch_sizes():
-    compiled = torch.compile(fused, backend="aot_eager", fullgraph=True, dynamic=True)
+    compiled = compiled_whole(fused, dynamic=True)
     for images in (3, 5, 8):
         case = make_case((images, 4, 5, 6), [BATCH, NONE, RUNNING])
         results, eager = evaluate(compiled, case), evaluate(fused, case)

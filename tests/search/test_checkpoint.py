@@ -162,7 +162,7 @@ def test_folder_in_its_place(path: Path) -> None:
 
 
 def test_missing_folder(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"cannot write .*No such file or directory"):
+    with pytest.raises(UserError, match=r"cannot write .*there is no folder .*nowhere; make it"):
         save_checkpoint(tmp_path / "nowhere" / "checkpoint.pt", STATE)
 
 

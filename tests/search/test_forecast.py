@@ -146,5 +146,5 @@ def test_seconds_count_every_step_and_measurement(
     ("seconds", "length"), [(7.4, "7 s"), (59.6, "1 min 00 s"), (3 * 3600 + 125, "3 h 02 min")]
 )
 def test_text(seconds: float, length: str) -> None:
-    text = str(Forecast(seconds, 1536 * 2**20))
+    text = str(Forecast(seconds, 1_536_000_000))
     assert text == f"about {length} and 1,536 MB for activations"

@@ -8,6 +8,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from da2s_fast import search
 from da2s_fast.data import ImageData
 from da2s_fast.errors import UserError
 from da2s_fast.search import SearchSession, SearchSettings
@@ -207,6 +208,18 @@ def test_refused(given: dict[str, Any], message: str, digits: ImageData) -> None
     with pytest.raises(UserError, match=message) as caught:
         SearchSettings(**given).resolved(digits)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("epoch", "there is no setting 'epoch'; did you mean epochs"),
+        ("colour", "there is no setting 'colour'; there are data, method, space"),
+    ],
+)
+def test_names_of_no_setting(name: str, words: str, digits: ImageData) -> None:
+    with pytest.raises(UserError, match=words):
+        search(digits, **{name: 3})
 
 
 def test_partial_channels_that_do_not_divide(digits: ImageData) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from da2s_fast.ops._backend import NO_CPU_LIBRARY
 from da2s_fast.ops._triton import triton_reason
 from da2s_fast.ops.cell.operator import HAS_CPU_KERNEL
 from da2s_fast.ops.cell.plan import CellPlan
@@ -61,7 +62,7 @@ def unavailable(x: Tensor) -> dict[str, str | None]:
     """Say, by backend, why no call with this input can go to it: the first question."""
     cpu = None if x.is_cpu else f"a tensor is on {x.device}"
     if not HAS_CPU_KERNEL:
-        cpu = "the compiled CPU library is not there (`da2s info` says why)"
+        cpu = NO_CPU_LIBRARY
     return {"cpu": cpu, "triton": triton_reason(x)}
 
 

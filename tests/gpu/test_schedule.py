@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Iterator
+from functools import lru_cache
 from threading import Thread
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +21,7 @@ from triton.compiler import CompiledKernel
 from da2s_fast.kernels import direct, schedule
 from da2s_fast.kernels.launch import CudaKernel, Launch, launch, launched_by
 from da2s_fast.ops.cell.triton import compiled, drivers
+from da2s_fast.ops.cell.triton.tables import tables_of
 from tests.gpu.cells import gradients_of
 from tests.ops.cell_cases import PLANS, Case, make_case
 
@@ -208,6 +212,55 @@ def test_only_the_thread_that_watches_starts_nothing(driver):
     assert direct._watched(full, compiled) == ("own",)
     assert driver.started == [("another",)]
     assert compiled._run == driver.launcher != watching[0]
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_what_a_graph_recorded_stays_where_it_is(driver, monkeypatch, recorded):
+    """Whatever a cell's drivers hand to kernels of their own, once no cache has it any more."""
+    tables: dict[str, list[weakref.ref[Tensor]]] = {}
+    once = schedule.Schedule.start
+
+    def start(own: schedule.Schedule, tensors: Any) -> None:
+        for one in own._launches:
+            values = one.arguments.values()
+            found = [weakref.ref(value) for value in values if isinstance(value, Tensor)]
+            tables.setdefault(one.kernel.__name__, []).extend(found)
+        once(own, tensors)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(schedule.Schedule, "start", start)
+        patch.setattr(direct, "is_recorded", lambda: recorded)
+        run(make_case(PLANS["normal"], (2, 5, 4), frozen="some").to(torch.float32))
+    driver.taken()
+    for cache in (tables_of, drivers._table, schedule._kept):
+        cache.cache_clear()
+    gc.collect()
+    assert {"convolve", "reach_states", "update_running"} <= tables.keys()
+    for kernel, found in tables.items():
+        assert found, kernel
+        assert all((table() is not None) == recorded for table in found), kernel
+
+
+def test_a_graph_that_is_recorded_anew_starts_what_is_there(driver, monkeypatch):
+    made = []
+
+    def build_with_table(slots: dict[str, schedule.Slot], scale: int) -> None:
+        made.append(torch.zeros(4))
+        tensors = made[-1], slots["x"]
+        launch(both, (1,), tensors=tensors, scale=scale, to=slots["x"], missing=None, COUNT=4)
+
+    def tables_at(*scales: int) -> list[int]:
+        for scale in scales:
+            schedule.start(build_with_table, {"x": torch.zeros(4)}, scale)
+        return [tensors[0] for *_, tensors, _, _, _, _ in driver.taken()]
+
+    monkeypatch.setattr(schedule, "_kept", lru_cache(maxsize=1)(schedule._made))
+    with monkeypatch.context() as patch:
+        patch.setattr(direct, "is_recorded", lambda: True)
+        first = tables_at(2, 3)
+    assert tables_at(4, 2)[0] not in first  # another takes the only place
+    monkeypatch.setattr(direct, "is_recorded", lambda: True)
+    assert tables_at(2, 3) == first
 
 
 def test_operators_are_given_tensors():

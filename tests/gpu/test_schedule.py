@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from threading import Thread
 from types import SimpleNamespace
 from typing import Any
@@ -20,10 +20,12 @@ from triton.compiler import CompiledKernel
 
 from da2s_fast.kernels import direct, schedule
 from da2s_fast.kernels.launch import CudaKernel, Launch, launch, launched_by
+from da2s_fast.ops import discretization_loss_triton, mixed_sum_triton
 from da2s_fast.ops.cell.triton import compiled, drivers
 from da2s_fast.ops.cell.triton.tables import tables_of
+from da2s_fast.ops.mixed_sum import BATCH, NONE, RUNNING
 from tests.gpu.cells import gradients_of
-from tests.ops.cell_cases import PLANS, Case, make_case
+from tests.ops.cell_cases import PLANS, make_case
 
 
 @triton.jit
@@ -94,18 +96,34 @@ def driver(monkeypatch) -> Iterator[Driver]:
     triton.runtime.driver._active = None
 
 
-def run(case: Case) -> None:
+def run_cell(name: str, seed: int) -> None:
+    case = make_case(PLANS[name], (2, 5, 4), frozen="some", seed=seed).to(torch.float32)
     _, statistics, _ = gradients_of(case)
     tracked = [torch.zeros((), dtype=torch.int64) for _ in case.plan.norm_channels]
     settings = case.frozen, list(case.plan.code), [40, 40, 40], 0.1
     drivers.cell_update_running(statistics, case.running, tracked, *settings)
 
 
-@pytest.mark.parametrize("name", ["cut", "normal"])
-def test_what_is_started_is_what_triton_would_start(driver, monkeypatch, name):
-    """A whole cell, with other tensors than Triton has seen."""
-    case = make_case(PLANS[name], (2, 5, 4), frozen="some").to(torch.float32)
-    run(case)
+def run_operators(seed: int) -> None:
+    """mixed_sum and discretization_loss."""
+    torch.manual_seed(seed)
+    alphas, betas = [torch.randn(5, 4), torch.randn(5, 3).t().contiguous().t()], [torch.randn(5)]
+    discretization_loss_triton.discretization_loss(alphas, betas, [2, 3], [2, 1])
+    inputs = [torch.randn(2, 3, 4, 5) for _ in range(3)]
+    weights, running = torch.randn(3), [[torch.rand(3)], [torch.rand(3)]]
+    settings = [BATCH, NONE, RUNNING], [1e-5, 0.0, 1e-3]
+    grad, *statistics = mixed_sum_triton.mixed_sum(inputs, weights, *running, *settings)
+    mixed_sum_triton.mixed_sum_backward(
+        grad, inputs, weights, *statistics, *settings, [True, False, True], True
+    )
+
+
+@pytest.mark.parametrize(
+    "run", [partial(run_cell, "cut"), partial(run_cell, "normal"), run_operators]
+)
+def test_what_is_started_is_what_triton_would_start(driver, monkeypatch, run):
+    """With other tensors than Triton has seen."""
+    run(seed=0)
     first = driver.taken()
     driver.stream = 9
     functions = []
@@ -124,8 +142,7 @@ def test_what_is_started_is_what_triton_would_start(driver, monkeypatch, name):
         assert {one[3] for one in expected} == {9}
 
     monkeypatch.setattr(schedule.Schedule, "start", start)
-    case = make_case(PLANS[name], (2, 5, 4), frozen="some", seed=1).to(torch.float32)
-    run(case)
+    run(seed=1)
     assert functions == [one[4:6] for one in first]
 
 
@@ -230,7 +247,7 @@ def test_what_a_graph_recorded_stays_where_it_is(driver, monkeypatch, recorded):
     with monkeypatch.context() as patch:
         patch.setattr(schedule.Schedule, "start", start)
         patch.setattr(direct, "is_recorded", lambda: recorded)
-        run(make_case(PLANS["normal"], (2, 5, 4), frozen="some").to(torch.float32))
+        run_cell("normal", seed=0)
     driver.taken()
     for cache in (tables_of, drivers._table, schedule._kept):
         cache.cache_clear()

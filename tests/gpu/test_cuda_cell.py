@@ -271,12 +271,12 @@ REACH_STATES = "cell/reach_states.cuh"
     ("file", "old", "new"),
     [
         # Outputs that nobody writes.
-        (CONVOLVE, "live[j] = pixel.live && own;", "live[j] = pixel.live && own && c == 0;"),
+        (CONVOLVE, "live[j] = pixel.live &&", "live[j] = c == 0 && pixel.live &&"),
         (CONVOLVE, "    to[C] = squares;", ""),
         # An index off by one: a tap, a row of the image, a pixel of the chunk.
         ("cell/depthwise.cuh", "weights[(tap + k) * C + c]", "weights[(tap + k + 1) * C + c]"),
         ("cell/tile.cuh", "y < input.height &&", "y <= input.height &&"),
-        ("cell/tile.cuh", "y < height && pixel.at", "y <= height && pixel.at"),
+        ("cell/tile.cuh", "tile.top + pixel.y < height", "tile.top + pixel.y <= height"),
         # A stride of one pixel in the place of a row's.
         ("cell/depthwise.cuh", "from += kDilation * tile.columns * C;", "from += kDilation * C;"),
     ],

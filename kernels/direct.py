@@ -13,6 +13,7 @@ from operator import itemgetter
 from threading import get_ident
 from typing import Any
 
+import torch
 from triton import knobs
 from triton.compiler import CompiledKernel
 from triton.runtime import driver
@@ -39,6 +40,12 @@ def is_watched() -> bool:
     told = any(hook is not None and getattr(hook, "calls", True) for hook in hooks)
     # Unknown to Triton 3.5.
     return told or bool(getattr(knobs.compilation, "instrumentation_mode", ""))
+
+
+def is_recorded() -> bool:
+    """Whether a CUDA graph records what is started now, to start it again whenever it likes."""
+    # Without a GPU torch has no answer.
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
 def current_stream() -> int:

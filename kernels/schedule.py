@@ -3,13 +3,16 @@
 What a driver launches depends on shapes, types and strides. It is put together once, with a `Slot`
 wherever a tensor will be, and kept; every start after that only says where the tensors are. Triton
 is asked at the first start, see `direct`.
+
+What a driver makes itself and hands to kernels, such as tables, lies in memory that only launches
+keep. A CUDA graph that has recorded them knows nothing but addresses: what is recorded stays.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 from da2s_fast.kernels import direct
@@ -170,6 +173,7 @@ def start(build: Callable[..., None], tensors: Mapping[Hashable, Any], *key: Has
         tensors: all that are there when the launches are started, by name: their addresses are
             unknown to `build`, which finds a slot under each name. Or lists of tensors, of one type
             on one device, of whose shapes and strides nothing is known either: tuples of slots.
+            Whoever calls keeps them for graphs; what caches own is for `build` to hand over.
         key: whatever else `build` has to know.
 
     Raises:
@@ -182,7 +186,10 @@ def start(build: Callable[..., None], tensors: Mapping[Hashable, Any], *key: Has
             kinds.append((name, len(value), *kind))
         else:
             kinds.append((name, None, value.dtype, value.device, value.shape, value.stride()))
-    make = _kept if starter() is on_device and direct.COMPILED else _made
+    if direct.is_recorded():
+        make = _recorded
+    else:
+        make = _kept if starter() is on_device and direct.COMPILED else _made
     make(build, tuple(kinds), key).start(tensors)
 
 
@@ -204,6 +211,15 @@ def _slots_of(name: Hashable, count: int | None, *kind: Any) -> Slot | tuple[Slo
 _kept = lru_cache(maxsize=256)(_made)
 
 
+@cache
+def _recorded(
+    build: Callable[..., None], kinds: Sequence[tuple[Any, ...]], key: tuple[Hashable, ...]
+) -> Schedule:
+    """What graphs record, at every recording the same: who records anew needs no more memory."""
+    return _kept(build, kinds, key)
+
+
 def forget() -> None:
-    """Build everything anew, from now on."""
+    """Build everything anew, from now on; what graphs recorded until now is not to be replayed."""
     _kept.cache_clear()
+    _recorded.cache_clear()

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from da2s_fast.ops import mixed_sum
+from da2s_fast.ops.mixed_sum_tiles import Tuning
 from tests.gpu.ptx.errors import KernelFault
 from tests.ops.compare import Mismatch, assert_as_accurate
 from tests.ops.mixed_sum_cases import BATCH, NONE, RUNNING, Case, evaluate, make_case
@@ -73,7 +74,7 @@ def test_not_finite(device, layout):
 def make_several_tiles(monkeypatch, layout=torch.contiguous_format):
     """Return a case in which two programs with two tiles each share a channel."""
     driver = import_module("da2s_fast.ops.mixed_sum_triton")
-    tuning = driver._Tuning(largest=2048, smallest=2048, programs=1024, parts=2)
+    tuning = Tuning(largest=2048, smallest=2048, programs=1024, parts=2)
     monkeypatch.setattr(driver, "_TUNING", {80: tuning})
     shape = (8, 6, 9, 16) if layout == torch.contiguous_format else (2, 6, 9, 16)
     return driver, lay_out(make_case(shape, [BATCH, NONE, RUNNING, BATCH]), layout)

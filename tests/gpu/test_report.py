@@ -11,6 +11,7 @@ import triton
 from da2s_fast.kernels import tuning
 from da2s_fast.ops import mixed_sum_triton
 from da2s_fast.ops.cell.triton import forward
+from da2s_fast.ops.mixed_sum_tiles import Tuning
 from da2s_fast.spaces.space import DA2S
 from tests.gpu.ptx.cuda import MISSING, has_nvcc, nvcc_version
 from tests.gpu.ptx.meter import widths
@@ -133,7 +134,7 @@ def test_planted_waste_is_noticed(monkeypatch):
         said = " ".join(table.worse(before, table.COMPILED, rows()))
     assert "registers" in said
     with monkeypatch.context() as patch:
-        narrow = mixed_sum_triton._Tuning(largest=256, smallest=256, programs=1024, parts=256)
+        narrow = Tuning(largest=256, smallest=256, programs=1024, parts=256)
         patch.setattr(mixed_sum_triton, "_TUNING", {80: narrow})
         said = " ".join(table.worse(before, table.COMPILED, rows()))
     assert "wide" in said

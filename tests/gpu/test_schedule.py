@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Iterator
+from functools import lru_cache, partial
 from threading import Thread
 from types import SimpleNamespace
 from typing import Any
@@ -17,9 +20,12 @@ from triton.compiler import CompiledKernel
 
 from da2s_fast.kernels import direct, schedule
 from da2s_fast.kernels.launch import CudaKernel, Launch, launch, launched_by
+from da2s_fast.ops import discretization_loss_triton, mixed_sum_triton
 from da2s_fast.ops.cell.triton import compiled, drivers
+from da2s_fast.ops.cell.triton.tables import tables_of
+from da2s_fast.ops.mixed_sum import BATCH, NONE, RUNNING
 from tests.gpu.cells import gradients_of
-from tests.ops.cell_cases import PLANS, Case, make_case
+from tests.ops.cell_cases import PLANS, make_case
 
 
 @triton.jit
@@ -90,18 +96,34 @@ def driver(monkeypatch) -> Iterator[Driver]:
     triton.runtime.driver._active = None
 
 
-def run(case: Case) -> None:
+def run_cell(name: str, seed: int) -> None:
+    case = make_case(PLANS[name], (2, 5, 4), frozen="some", seed=seed).to(torch.float32)
     _, statistics, _ = gradients_of(case)
     tracked = [torch.zeros((), dtype=torch.int64) for _ in case.plan.norm_channels]
     settings = case.frozen, list(case.plan.code), [40, 40, 40], 0.1
     drivers.cell_update_running(statistics, case.running, tracked, *settings)
 
 
-@pytest.mark.parametrize("name", ["cut", "normal"])
-def test_what_is_started_is_what_triton_would_start(driver, monkeypatch, name):
-    """A whole cell, with other tensors than Triton has seen."""
-    case = make_case(PLANS[name], (2, 5, 4), frozen="some").to(torch.float32)
-    run(case)
+def run_operators(seed: int) -> None:
+    """mixed_sum and discretization_loss."""
+    torch.manual_seed(seed)
+    alphas, betas = [torch.randn(5, 4), torch.randn(5, 3).t().contiguous().t()], [torch.randn(5)]
+    discretization_loss_triton.discretization_loss(alphas, betas, [2, 3], [2, 1])
+    inputs = [torch.randn(2, 3, 4, 5) for _ in range(3)]
+    weights, running = torch.randn(3), [[torch.rand(3)], [torch.rand(3)]]
+    settings = [BATCH, NONE, RUNNING], [1e-5, 0.0, 1e-3]
+    grad, *statistics = mixed_sum_triton.mixed_sum(inputs, weights, *running, *settings)
+    mixed_sum_triton.mixed_sum_backward(
+        grad, inputs, weights, *statistics, *settings, [True, False, True], True
+    )
+
+
+@pytest.mark.parametrize(
+    "run", [partial(run_cell, "cut"), partial(run_cell, "normal"), run_operators]
+)
+def test_what_is_started_is_what_triton_would_start(driver, monkeypatch, run):
+    """With other tensors than Triton has seen."""
+    run(seed=0)
     first = driver.taken()
     driver.stream = 9
     functions = []
@@ -120,8 +142,7 @@ def test_what_is_started_is_what_triton_would_start(driver, monkeypatch, name):
         assert {one[3] for one in expected} == {9}
 
     monkeypatch.setattr(schedule.Schedule, "start", start)
-    case = make_case(PLANS[name], (2, 5, 4), frozen="some", seed=1).to(torch.float32)
-    run(case)
+    run(seed=1)
     assert functions == [one[4:6] for one in first]
 
 
@@ -208,6 +229,55 @@ def test_only_the_thread_that_watches_starts_nothing(driver):
     assert direct._watched(full, compiled) == ("own",)
     assert driver.started == [("another",)]
     assert compiled._run == driver.launcher != watching[0]
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_what_a_graph_recorded_stays_where_it_is(driver, monkeypatch, recorded):
+    """Whatever a cell's drivers hand to kernels of their own, once no cache has it any more."""
+    tables: dict[str, list[weakref.ref[Tensor]]] = {}
+    once = schedule.Schedule.start
+
+    def start(own: schedule.Schedule, tensors: Any) -> None:
+        for one in own._launches:
+            values = one.arguments.values()
+            found = [weakref.ref(value) for value in values if isinstance(value, Tensor)]
+            tables.setdefault(one.kernel.__name__, []).extend(found)
+        once(own, tensors)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(schedule.Schedule, "start", start)
+        patch.setattr(direct, "is_recorded", lambda: recorded)
+        run_cell("normal", seed=0)
+    driver.taken()
+    for cache in (tables_of, drivers._table, schedule._kept):
+        cache.cache_clear()
+    gc.collect()
+    assert {"convolve", "reach_states", "update_running"} <= tables.keys()
+    for kernel, found in tables.items():
+        assert found, kernel
+        assert all((table() is not None) == recorded for table in found), kernel
+
+
+def test_a_graph_that_is_recorded_anew_starts_what_is_there(driver, monkeypatch):
+    made = []
+
+    def build_with_table(slots: dict[str, schedule.Slot], scale: int) -> None:
+        made.append(torch.zeros(4))
+        tensors = made[-1], slots["x"]
+        launch(both, (1,), tensors=tensors, scale=scale, to=slots["x"], missing=None, COUNT=4)
+
+    def tables_at(*scales: int) -> list[int]:
+        for scale in scales:
+            schedule.start(build_with_table, {"x": torch.zeros(4)}, scale)
+        return [tensors[0] for *_, tensors, _, _, _, _ in driver.taken()]
+
+    monkeypatch.setattr(schedule, "_kept", lru_cache(maxsize=1)(schedule._made))
+    with monkeypatch.context() as patch:
+        patch.setattr(direct, "is_recorded", lambda: True)
+        first = tables_at(2, 3)
+    assert tables_at(4, 2)[0] not in first  # another takes the only place
+    monkeypatch.setattr(direct, "is_recorded", lambda: True)
+    assert tables_at(2, 3) == first
 
 
 def test_operators_are_given_tensors():

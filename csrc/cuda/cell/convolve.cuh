@@ -147,8 +147,8 @@ __device__ __forceinline__ void finish_row(const Convolve& call, const Room<C>& 
   if (!pools && own) product<C>(tile, room.between, weights, values);
 #pragma unroll
   for (int j = 0; j < kPixels; ++j) {
-    const Pixel pixel = pixel_of<C>(j, tile, call.height, call.width, first, last);
-    live[j] = pixel.live && own;
+    const Pixel pixel = pixel_of<C>(j, tile, call.height, call.width);
+    live[j] = pixel.live && pixel.at >= first && pixel.at < last && own;
     if (!live[j]) continue;
     if (pools) {
       float4 winner;

@@ -81,11 +81,19 @@ __device__ __forceinline__ void coefficients(const Reach& call, const int64_t* r
   to[c] = scale, to[C + c] = mean, to[2 * C + c] = shift, to[3 * C + c] = slope;
 }
 
+// As `pixel_of` of a chunk of whole images, of which there are none from `end` on.
+template <int C>
+__device__ Pixel pixel_before(int end, int j, const Tile& tile, const Reach& call) {
+  Pixel pixel = pixel_of<C>(j, tile, call.height, call.width);
+  pixel.live = pixel.live && tile.image + pixel.image < end;
+  return pixel;
+}
+
 // dz of a tile, (pixels, C), 0 where there is no pixel.
 template <int C>
 __device__ __forceinline__ void load_dz(const Reach& call, const int64_t* row,
-                                        const float* coefficients, const Tile& tile, int64_t first,
-                                        int64_t last, float* to) {
+                                        const float* coefficients, const Tile& tile, int end,
+                                        float* to) {
   const int c = threadIdx.x % kQuads<C> * 4;
   const bool given = row[kFrozen] != 0 || row[kStatistics] < 0;
   const float* gradient = call.gradients + row[kGradient];
@@ -94,7 +102,7 @@ __device__ __forceinline__ void load_dz(const Reach& call, const int64_t* row,
 #pragma unroll
   for (int j = 0; j < kPixels; ++j) {
     if (index_of<C>(j) >= pixels_of(tile)) continue;
-    const Pixel pixel = pixel_of<C>(j, tile, call.height, call.width, first, last);
+    const Pixel pixel = pixel_before<C>(end, j, tile, call);
     float4 dz = make_float4(0, 0, 0, 0);
     if (pixel.live) {
       const float4 g = *reinterpret_cast<const float4*>(gradient + pixel.at * pitch + c);
@@ -105,7 +113,7 @@ __device__ __forceinline__ void load_dz(const Reach& call, const int64_t* row,
       };
       dz = make_float4(back(g.x, z.x, 0), back(g.y, z.y, 1), back(g.z, z.z, 2), back(g.w, z.w, 3));
     }
-    reinterpret_cast<float4*>(to)[index_of<C>(j) * kQuads<C> + c / 4] = dz;
+    reinterpret_cast<float4*>(to)[quad_of(j)] = dz;
   }
 }
 

@@ -54,13 +54,27 @@ __device__ void for_tiles(Tile tile, int height, int first_image, int end_image,
     for (tile.top = 0; tile.top < height; tile.top += 1 << tile.log_height) work(tile);
 }
 
-// Depthwise weights, (taps, C), or turned around.
+// Depthwise weights, (taps, C), or turned around. The number of taps is no constant of a kernel
+// size: quotients by it would be kept in registers, for all sizes, from layer to layer.
 template <int C>
-__device__ void load_spatial(const float* from, int taps, bool turned, float* to) {
+__device__ void load_spatial(const Reach& call, const ReachRoom<C>& room, bool turned) {
+  const int kernel = static_cast<int>(room.row[kKernel]), taps = kernel * kernel;
+  const float* from = call.weights + room.row[kSpatial];
+#pragma unroll 1
   for (int i = threadIdx.x; i < taps * C; i += kThreads) {
     const int tap = i % taps;
-    to[(turned ? taps - 1 - tap : tap) * C + i / taps] = from[i];
+    room.spatial[(turned ? taps - 1 - tap : tap) * C + i / taps] = from[i];
   }
+}
+
+// What the first pass needs to know of a layer, behind the barrier that its row is there; another
+// barrier comes after it.
+template <int C>
+__device__ void load_layer(const Reach& call, const ReachRoom<C>& room) {
+  coefficients<C>(call, room.row, room.coefficients, reinterpret_cast<double*>(room.dz));
+  load_spatial<C>(call, room, false);
+  for (int i = threadIdx.x; i < C * C; i += kThreads)
+    room.product[i] = call.weights[room.row[kProduct] + i];
 }
 
 // The chunk's first pass. `load_input(tile)` fills the room's tile with the layer's input.
@@ -68,27 +82,25 @@ template <int C, int kKernelSize, int kDilation, int kStride, class LoadInput>
 __device__ __forceinline__ void pull(const Reach& call, const ReachRoom<C>& room, const Tile& start,
                                      int first_image, int end_image, LoadInput load_input) {
   const int64_t* row = room.row;
-  const int64_t size = int64_t(call.height) * call.width;
-  const int64_t first = first_image * size, last = end_image * size;
   const int padding = static_cast<int>(row[kPadding]), c = threadIdx.x % kQuads<C> * 4;
   const bool wanted = call.weight_gradients != nullptr;
   float products[4][4] = {}, taps[kKernelSize * kKernelSize] = {};
-  load_spatial<C>(call.weights + row[kSpatial], kKernelSize * kKernelSize, false, room.spatial);
-  for (int i = threadIdx.x; i < C * C; i += kThreads)
-    room.product[i] = call.weights[row[kProduct] + i];
   for_tiles(start, call.height, first_image, end_image, [&](const Tile& tile) {
     if (wanted) load_input(tile);
-    load_dz<C>(call, row, room.coefficients, tile, first, last, room.dz);
+    load_dz<C>(call, row, room.coefficients, tile, end_image, room.dz);
     __syncthreads();
     float values[kPixels][4] = {};
     product<C>(tile, room.dz, room.product, values);
+    float4* own = reinterpret_cast<float4*>(room.total);
 #pragma unroll
-    for (int j = 0; j < kPixels; ++j) {
-      const float4 v = make_float4(values[j][0], values[j][1], values[j][2], values[j][3]);
+    for (int j = 0; j < kPixels; ++j)
       if (index_of<C>(j) < pixels_of(tile))
-        reinterpret_cast<float4*>(room.total)[index_of<C>(j) * kQuads<C> + c / 4] = v;
-      const Pixel pixel = pixel_of<C>(j, tile, call.height, call.width, first, last);
-      if (pixel.live) store(call.gradients + row[kReached] + pixel.at * C + c, v);
+        own[quad_of(j)] = make_float4(values[j][0], values[j][1], values[j][2], values[j][3]);
+    // Positions are worked out anew: kept since `load_dz`, they would take the product's registers.
+#pragma unroll 1
+    for (int j = 0; j < kPixels; ++j) {
+      const Pixel pixel = pixel_before<C>(end_image, j, tile, call);
+      if (pixel.live) store(call.gradients + row[kReached] + pixel.at * C + c, own[quad_of(j)]);
     }
     if (wanted) {
       depthwise<C, kKernelSize, kDilation, kStride>(room.tile, tile, padding, room.spatial,
@@ -124,10 +136,8 @@ __device__ __forceinline__ void gather_inner(const Reach& call, const ReachRoom<
                                              const Tile& start, int first_image, int end_image) {
   const int64_t* row = room.row;
   const Input input{call.height, call.width, 1};
-  const int64_t size = int64_t(call.height) * call.width;
-  const int64_t first = first_image * size, last = end_image * size;
   const int padding = static_cast<int>(row[kPadding]), c = threadIdx.x % kQuads<C> * 4;
-  load_spatial<C>(call.weights + row[kSpatial], kKernelSize * kKernelSize, true, room.spatial);
+  load_spatial<C>(call, room, true);
   for_tiles(start, call.height, first_image, end_image, [&](const Tile& tile) {
     load_tile<C>(room.tile, tile, input, call.gradients + row[kReached], C, end_image, Plain{});
     __syncthreads();
@@ -136,11 +146,10 @@ __device__ __forceinline__ void gather_inner(const Reach& call, const ReachRoom<
     float found[kPixels][4] = {}, centred[kPixels][4] = {};
 #pragma unroll
     for (int j = 0; j < kPixels; ++j) {
-      const Pixel pixel = pixel_of<C>(j, tile, call.height, call.width, first, last);
+      const Pixel pixel = pixel_before<C>(end_image, j, tile, call);
       if (!pixel.live) continue;
       const float4 z = *reinterpret_cast<const float4*>(call.z + row[kSource] + pixel.at * C + c);
-      const float4 v =
-          reinterpret_cast<const float4*>(room.between)[index_of<C>(j) * kQuads<C> + c / 4];
+      const float4 v = reinterpret_cast<const float4*>(room.between)[quad_of(j)];
       through_relu<C>(room.norm, c, z, v, found[j], centred[j]);
       store(call.gradients + row[kInnerGradient] + pixel.at * C + c,
             make_float4(found[j][0], found[j][1], found[j][2], found[j][3]));
@@ -190,7 +199,7 @@ __device__ __forceinline__ void reach_inner(const Reach& call, char* shared) {
     room.row[i] = call.table[blockIdx.y * kLayer + i];
   for (int i = threadIdx.x; i < 2 * C; i += kThreads) room.sums[i] = 0;
   __syncthreads();
-  coefficients<C>(call, room.row, room.coefficients, reinterpret_cast<double*>(room.dz));
+  load_layer<C>(call, room);
   if (threadIdx.x < C) {
     const float* inner = call.statistics + room.row[kInner] + threadIdx.x;
     room.norm[threadIdx.x] = inner[0];

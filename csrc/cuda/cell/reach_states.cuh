@@ -42,9 +42,9 @@ __device__ __forceinline__ void gather_state(const Reach& call, const ReachRoom<
                                              const Images& images) {
   const int64_t* row = room.row;
   const Input input{call.height, call.width, 1};
-  const int64_t size = int64_t(call.height) * call.width, source = row[kSource];
+  const int64_t source = row[kSource];
   const int padding = static_cast<int>(row[kPadding]), c = threadIdx.x % kQuads<C> * 4;
-  load_spatial<C>(call.weights + row[kSpatial], kKernelSize * kKernelSize, true, room.spatial);
+  load_spatial<C>(call, room, true);
   for_tiles(start, call.height, images.first, images.end, [&](const Tile& tile) {
     load_tile<C>(room.tile, tile, input, call.gradients + row[kReached], C, images.end, Plain{});
     __syncthreads();
@@ -52,11 +52,9 @@ __device__ __forceinline__ void gather_state(const Reach& call, const ReachRoom<
     __syncthreads();
 #pragma unroll
     for (int j = 0; j < kPixels; ++j) {
-      const Pixel pixel =
-          pixel_of<C>(j, tile, call.height, call.width, images.first * size, images.end * size);
+      const Pixel pixel = pixel_before<C>(images.end, j, tile, call);
       if (!pixel.live) continue;
-      const float4 v =
-          reinterpret_cast<const float4*>(room.between)[index_of<C>(j) * kQuads<C> + c / 4];
+      const float4 v = reinterpret_cast<const float4*>(room.between)[quad_of(j)];
       add_behind_relu(call, group, source, pixel.at, c, v);
     }
   });
@@ -72,7 +70,6 @@ __device__ __forceinline__ void gather_strided(const Reach& call, const ReachRoo
   const int padding = static_cast<int>(row[kPadding]), c = threadIdx.x % kQuads<C> * 4;
   const int kernel = static_cast<int>(row[kKernel]), dilation = static_cast<int>(row[kDilation]);
   const int in_height = static_cast<int>(row[kHeight]), in_width = static_cast<int>(row[kWidth]);
-  load_spatial<C>(call.weights + row[kSpatial], kernel * kernel, false, room.spatial);
   for_tiles(start, call.height, images.first, images.end, [&](const Tile& tile) {
     load_tile<C>(room.tile, tile, input, call.gradients + row[kReached], C, images.end, Plain{});
     __syncthreads();
@@ -148,7 +145,7 @@ __device__ __forceinline__ void reach_states(const Reach& call, char* shared) {
     for (int i = threadIdx.x; i < kLayer; i += kThreads)
       room.row[i] = call.layers[(group[kGroupFirst] + layer) * kLayer + i];
     __syncthreads();
-    coefficients<C>(call, room.row, room.coefficients, reinterpret_cast<double*>(room.dz));
+    load_layer<C>(call, room);
     __syncthreads();
     if (room.row[kStride] == 1)
       reach_state<C, 1, kMost>(call, room, group);

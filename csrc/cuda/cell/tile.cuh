@@ -129,7 +129,7 @@ struct Pixel {
   int y;      // of the tile
   int x;
   int64_t at;  // index in the output
-  bool live;   // there is such a pixel, and it belongs to the chunk
+  bool live;   // it is in the tile, and not outside of an image
 };
 
 // Index in the tile of pixel j of a thread; a warp's lanes have neighbours.
@@ -138,18 +138,19 @@ __device__ int index_of(int j) {
   return threadIdx.x / kQuads<C> + j * (kThreads / kQuads<C>);
 }
 
+// Likewise of the thread's 4 channels of that pixel among those of all pixels.
+__device__ inline int quad_of(int j) { return threadIdx.x + j * kThreads; }
+
 template <int C>
-__device__ Pixel pixel_of(int j, const Tile& tile, int height, int width, int64_t first,
-                          int64_t last) {
+__device__ Pixel pixel_of(int j, const Tile& tile, int height, int width) {
   const int index = index_of<C>(j);
   Pixel pixel;
   pixel.x = index & ((1 << tile.log_width) - 1);
   pixel.y = (index >> tile.log_width) & ((1 << tile.log_height) - 1);
   pixel.image = index >> (tile.log_width + tile.log_height);
-  const int y = tile.top + pixel.y;
-  pixel.at = (int64_t(tile.image + pixel.image) * height + y) * width + pixel.x;
-  pixel.live = index < pixels_of(tile) && pixel.x < width && y < height && pixel.at >= first &&
-               pixel.at < last;
+  pixel.at = (int64_t(tile.image) * height + tile.top) * width +
+             ((pixel.image * height + pixel.y) * width + pixel.x);
+  pixel.live = index < pixels_of(tile) && pixel.x < width && tile.top + pixel.y < height;
   return pixel;
 }
 

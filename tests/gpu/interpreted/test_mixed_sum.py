@@ -7,6 +7,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from da2s_fast.ops.mixed_sum_tiles import Tuning
 from tests.gpu.test_mixed_sum import check, fused, lay_out, make_several_tiles, reference
 from tests.ops.mixed_sum_cases import (
     BATCH,
@@ -29,7 +30,7 @@ LAYOUTS = [torch.contiguous_format, torch.channels_last]
 def large_tiles(monkeypatch):
     """Let few programs do all: it is programs that take the interpreter's time."""
     driver = import_module("da2s_fast.ops.mixed_sum_triton")
-    tuning = driver._Tuning(largest=16384, smallest=16384, programs=64, parts=3)
+    tuning = Tuning(largest=16384, smallest=16384, programs=64, parts=3)
     monkeypatch.setattr(driver, "_TUNING", {80: tuning})
 
 

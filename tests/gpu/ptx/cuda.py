@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import re
 import shutil
 import struct
 import subprocess
 import tempfile
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -57,9 +59,10 @@ class CudaCompiled(Compiled):
     @property
     def static(self) -> Static:
         """What the ptxas of nvcc says of the entry."""
-        return said_by_ptxas(_registers(self.ptx, self.arch)[self.name], self)
+        return said_by_ptxas(_ptxas(self.ptx, self.arch), self)
 
 
+@cache
 def nvcc_version() -> str:
     """Such as "13.0", or that there is none."""
     if not has_nvcc():
@@ -70,9 +73,10 @@ def nvcc_version() -> str:
 
 def compile_cuda(launch: Launch, arch: int) -> CudaCompiled:
     """The entry that a launch starts, for compute capability `arch`."""
+    entry = entry_of(launch)
     return CudaCompiled(
-        ptx=ptx_of(arch, SOURCES),
-        name=entry_of(launch),
+        ptx=_ptx(entry, arch, SOURCES),
+        name=entry,
         arch=arch,
         warps=_WARPS,
         shared=launch.arguments["shared"],
@@ -99,27 +103,52 @@ def digest_of(sources: Path) -> str:
 
 
 @cache
-def ptx_of(arch: int, sources: Path) -> str:
-    """PTX of cuda/cell.cu, kept in build/."""
-    kept = _BUILT / f"{digest_of(sources)[:16]}-{arch}.ptx"
-    if not kept.exists():
-        _BUILT.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=_BUILT) as folder:
-            made = Path(folder) / "ptx"
-            _nvcc("-ptx", f"-arch=compute_{arch}", str(sources / "cuda/cell.cu"), "-o", str(made))
-            made.replace(kept)
-    return kept.read_text()
+def _ptx(entry: str, arch: int, sources: Path) -> str:
+    """PTX of a kernel of cuda/cell.cu."""
+
+    def compiled(folder: Path) -> str:
+        source, made = folder / "cell.cu", folder / "cell.ptx"
+        source.write_text(_alone(entry, (sources / "cuda/cell.cu").read_text()))
+        options = "-ptx", f"-arch=compute_{arch}", f"-I{sources / 'cuda'}"
+        _nvcc(*options, str(source), "-o", str(made))
+        return made.read_text()
+
+    return _kept(f"{digest_of(sources)[:16]}-{entry}-{arch}.ptx", compiled)
+
+
+def _alone(entry: str, source: str) -> str:
+    """The text of cell.cu with one kernel only: all of them take nvcc minutes."""
+    channels = re.search(r"\d+", entry)[0]
+    line = "##C##".join(entry.split(channels, 1)).removesuffix("##")
+    source = re.sub(rf"(?m)^DA2S_CHANNELS\((?!{channels}\)).*$", "", source)
+    return re.sub(rf"(?m)^  DA2S_KERNEL\((?!{line},).*$", r"  \\", source)
 
 
 @cache
-def _registers(ptx: str, arch: int) -> dict[str, str]:
-    """What ptxas says, by entry."""
-    with tempfile.TemporaryDirectory() as folder:
-        source, made = Path(folder) / "cell.ptx", Path(folder) / "cell.cubin"
+def _ptxas(ptx: str, arch: int) -> str:
+    """What ptxas says."""
+
+    def said(folder: Path) -> str:
+        source, made = folder / "cell.ptx", folder / "cell.cubin"
         source.write_text(ptx)
-        said = _nvcc("-cubin", f"-arch=sm_{arch}", "-Xptxas=-v", str(source), "-o", str(made))
-    parts = re.split(r"Compiling entry function '(\w+)'", said)
-    return dict(zip(parts[1::2], parts[2::2], strict=True))
+        return _nvcc("-cubin", f"-arch=sm_{arch}", "-Xptxas=-v", str(source), "-o", str(made))
+
+    return _kept(f"{hashlib.sha256(ptx.encode()).hexdigest()[:16]}-{arch}.txt", said)
+
+
+def _kept(name: str, make: Callable[[Path], str]) -> str:
+    """What `make`, given a folder to work in, says once: build/ keeps it for all processes."""
+    built = _BUILT / nvcc_version()
+    built.mkdir(parents=True, exist_ok=True)
+    kept = built / name
+    with kept.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not kept.exists():
+            with tempfile.TemporaryDirectory(dir=built) as folder:
+                made = Path(folder) / "made"
+                made.write_text(make(Path(folder)))
+                made.replace(kept)
+    return kept.read_text()
 
 
 def _nvcc(*arguments: str) -> str:

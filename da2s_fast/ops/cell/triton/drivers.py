@@ -52,23 +52,30 @@ def cell_update_running(  # noqa: PLR0917 - the schema's arguments
             # What has gaps is copied there and back.
             flat = [buffer.contiguous() for buffer in buffers]
             tensors = {
-                "table": _table(tuple(plan), own, tuple(counts), statistics.device),
                 "statistics": statistics,
                 "means": flat[: len(own)],
                 "variances": flat[len(own) :],
                 "tracked": [tracked[slot] for slot in own] if tracked else [],
             }
-            schedule.start(_update_running, tensors, momentum, double)
+            norms = tuple(plan), own, tuple(counts)
+            schedule.start(_update_running, tensors, norms, momentum, double)
             for to, value in zip(buffers, flat, strict=True):
                 if to is not value:
                     to.copy_(value)
 
 
-def _update_running(slots: Mapping[str, Any], momentum: float, double: bool) -> None:
+def _update_running(
+    slots: Mapping[str, Any],
+    norms: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]],
+    momentum: float,
+    double: bool,
+) -> None:
+    device = slots["statistics"].device
     launch(
         kernels.update_running,
         (len(slots["means"]),),
-        **launched_as("update_running", slots["statistics"].device),
+        **launched_as("update_running", device),
+        table=_table(*norms, device),
         **slots,
         MOMENTUM=None if momentum < 0 else momentum,
         WIDE=tl.float64 if double else tl.float32,

@@ -59,11 +59,15 @@ template <class T>
 void Backward<T>::lay_out(Arena& saved, Arena& workspace) {
   CellPass<T>::lay_out(saved, workspace, true);
   gradients_.clear();
+  mixed_gradients_.clear();
   node_sums_.clear();
   for (int64_t s = 0; s < plan_.states(); ++s) {
     T* place = in_place(s);
     if (!place && wanted_state(s)) place = workspace.take<T>(images_.groups * this->elements(s));
     gradients_.push_back(place);
+    const bool apart = s >= plan_.inputs && this->rest_lanes();
+    mixed_gradients_.push_back(apart ? workspace.take<T>(images_.groups * this->z_elements())
+                                     : nullptr);
     node_sums_.emplace_back(plan_.mixed(), images_, workspace);
   }
   int64_t most = 0;
@@ -163,7 +167,11 @@ void Backward<T>::complete_node(int64_t s, const GroupBlock& block, const Scratc
       std::memset(g.data, 0, this->elements(s) * sizeof(T));
     }
     if (plan_.partial > 1) this->shuffle(g, this->after_, true, scratch.scale);
-    add_gradient(node_sums_[s], g, this->after_, block, group, scratch);
+    const Grid<T> mixed = mixed_gradient(s, group);
+    if (this->rest_lanes())
+      DA2S_SIMD_CALL(normalize<T>, g, this->after_, this->mixed_lanes(), nullptr, nullptr, false,
+                     mixed);
+    add_gradient(node_sums_[s], mixed, this->after_, block, group, scratch);
   }
 }
 
@@ -184,14 +192,14 @@ void Backward<T>::first_stage_back(const Bundle<T>& bundle, const Slice& slice,
                            begin_sums(sums.candidates[k].last.product, block, group,
                                       scratch.lanes + (k - begin) * this->mixed_lanes())});
       }
-      Grid<T> g = gradient(edge.edge->target, group);
-      DA2S_SIMD_CALL(lane_products<T>, g, factors.data(), static_cast<int64_t>(factors.size()),
-                     this->after_, this->mixed_lanes());
+      DA2S_SIMD_CALL(lane_products<T>, mixed_gradient(edge.edge->target, group), factors.data(),
+                     static_cast<int64_t>(factors.size()), this->after_, this->mixed_lanes());
       for (size_t k = begin; k < end; ++k)
         finish_sums(sums.candidates[k].last.product, block, group, factors[k - begin].products);
       // Where the third stage comes, it multiplies while it adds up the bypass's gradient.
       if (end < edge.candidates.size() || !this->rest_lanes() || wanted_state(bundle.source))
         continue;
+      Grid<T> g = gradient(edge.edge->target, group);
       g.data += this->mixed_lanes();
       add_product(sums.bypass, g, this->bypass_of(bundle, group, scratch.bypass), nullptr,
                   this->after_, block, group, scratch);

@@ -83,6 +83,13 @@ class Backward : public CellPass<T> {
     return grid;
   }
 
+  // The part of a node's gradient that went through its edges' candidates. They read it dozens of
+  // times: beside channels that bypass them it would lie scattered.
+  Grid<T> mixed_gradient(int64_t s, int64_t group) const {
+    if (!mixed_gradients_[s]) return gradient(s, group);
+    return this->z_grid(mixed_gradients_[s] + group * this->z_elements());
+  }
+
   // Where a group's sums per lane are added, zeros the first time: the chunk's own, or numbers
   // that finish_sums folds into them.
   double* begin_sums(const ChannelSums& sums, const GroupBlock& block, int64_t group,
@@ -219,6 +226,7 @@ class Backward : public CellPass<T> {
   const CellGradients<T>& wanted_;
   std::vector<std::vector<EdgeSums<T>>> sums_;  // by source state, as the bundles' edges
   std::vector<T*> gradients_;                   // of the states, all groups
+  std::vector<T*> mixed_gradients_;             // of the nodes, where channels bypass candidates
   std::vector<ChannelSums> node_sums_;          // sum of a node's gradient
   NormSums<T> state_sums_;
   T* zeros_ = nullptr;

@@ -45,7 +45,7 @@ void Backward<T>::direct_back(const Bundle<T>& bundle, const Edge& edge,
                               const CandidateSums<T>& sums, int64_t group) {
   Grid<T> to = gradient(bundle.source, group);
   to = {to.data, to.row * edge.stride, to.pixel * edge.stride};
-  const Mixed<T> part{gradient(edge.target, group), sums.last.scale, nullptr};
+  const Mixed<T> part{mixed_gradient(edge.target, group), sums.last.scale, nullptr};
   DA2S_SIMD_CALL(mix<T>, &part, 1, this->after_, this->mixed_lanes(), true, to);
 }
 
@@ -55,7 +55,7 @@ void Backward<T>::pool_back(const Bundle<T>& bundle, const Edge& edge, const Can
                             const Scratch<T>& scratch) {
   size_t pool = 0;
   while (bundle.pools[pool].kind != run.candidate->kind) ++pool;
-  norm_back(gradient(edge.target, group), run, sums, group, scratch);
+  norm_back(mixed_gradient(edge.target, group), run, sums, group, scratch);
   DA2S_SIMD_CALL(add<T>, this->z_grid(scratch.dz), this->after_, this->mixed_lanes(),
                  pool_gradient(pool, scratch));
 }
@@ -88,7 +88,7 @@ void Backward<T>::last_layers_back(const Bundle<T>& bundle, const Slice& slice,
       next = this->ahead(after.z + at, after.layers.size() > 1 ? after.features[0] + at : nullptr,
                          asks());
     }
-    norm_back(gradient(bundle.edges[e].edge->target, group), run, sums, group, scratch);
+    norm_back(mixed_gradient(bundle.edges[e].edge->target, group), run, sums, group, scratch);
     clear_missing(scratch.dz, elements, group);
     if (run.layers.size() > 1)
       inner_back(run, sums, block, group, scratch, &next);

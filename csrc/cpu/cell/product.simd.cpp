@@ -14,6 +14,9 @@ namespace {
 constexpr int kTile = kManyRegisters ? 16 : 8;
 // Not more than so many pixels are summed in single precision.
 constexpr int64_t kLongestSum = 256;
+// Rounding errors grow with the number of products that are added one after the other. Sums of more
+// than kLong are made of chains of kChain.
+constexpr int64_t kLong = 64, kChain = 32;
 
 // What becomes of a product: it is written, or added to what is there.
 template <int Vectors, class T>
@@ -60,40 +63,60 @@ struct Measured {
   }
 };
 
-template <int Images, int Pixels, int Vectors, class T, class Sink>
+// `Long`: of more than kLong products.
+template <int Images, int Pixels, int Vectors, bool Long, class T, class Sink>
 DA2S_INLINE void tile(const Product& shape, Grid<const T> in, const T* weights, Grid<T> out,
                       Sink& sink) {
-  Vector<T> sums[Pixels][Vectors];
-  for (int i = 0; i < Pixels; ++i)
-    for (int j = 0; j < Vectors; ++j)
-      sums[i][j] = sink.begin(out.data + i * out.pixel + j * kLanes<T>);
+  Vector<T> sums[Pixels][Vectors], total[Pixels][Vectors];
+  const auto for_all = [](auto visit) {
+    for (int i = 0; i < Pixels; ++i)
+      for (int j = 0; j < Vectors; ++j) visit(i, j);
+  };
+  const auto place = [&](int i, int j) { return out.data + i * out.pixel + j * kLanes<T>; };
+  for_all([&](int i, int j) {
+    sums[i][j] = sink.begin(place(i, j));
+    if constexpr (Long) total[i][j] = Vector<T>{};
+  });
   // One pointer for every four pixels: with one for each, most would lie in memory.
   constexpr int kPointers = (Pixels + 3) / 4;
+  int64_t chain = 0;
   for (int64_t tap = 0; tap < shape.taps; ++tap) {
     const T* from[kPointers];
     for (int k = 0; k < kPointers; ++k) from[k] = in.data + shape.offsets[tap] + 4 * k * in.pixel;
+    for (int64_t c = 0; c < shape.in_channels;) {
+      int64_t count = shape.in_channels - c;
+      if constexpr (Long)
+        if (count > kChain - chain) count = kChain - chain;
+      c += count;
 #pragma GCC unroll 4
-    for (int64_t c = 0; c < shape.in_channels; ++c) {
-      Vector<T> values[Vectors];
-      for (int j = 0; j < Vectors; ++j) values[j] = read(weights + j * kLanes<T>);
-      for (int i = 0; i < Pixels; ++i) {
-        const Vector<T> factor = repeat<Images>(from[i / 4] + i % 4 * in.pixel);
-        for (int j = 0; j < Vectors; ++j) sums[i][j] += values[j] * factor;
+      for (int64_t i = 0; i < count; ++i) {
+        Vector<T> values[Vectors];
+        for (int j = 0; j < Vectors; ++j) values[j] = read(weights + j * kLanes<T>);
+        for (int pixel = 0; pixel < Pixels; ++pixel) {
+          const Vector<T> factor = repeat<Images>(from[pixel / 4] + pixel % 4 * in.pixel);
+          for (int j = 0; j < Vectors; ++j) sums[pixel][j] += values[j] * factor;
+        }
+        weights += shape.out_lanes;
+        for (int k = 0; k < kPointers; ++k) step(from[k], Images);
       }
-      weights += shape.out_lanes;
-      for (int k = 0; k < kPointers; ++k) {
-        from[k] += Images;
-        asm("" : "+r"(from[k]));  // the compiler may not make more of them
-      }
+      if constexpr (Long)
+        if ((chain += count) == kChain) {
+          chain = 0;
+          for_all([&](int i, int j) {
+            total[i][j] += sums[i][j];
+            sums[i][j] = Vector<T>{};
+          });
+        }
     }
   }
-  for (int i = 0; i < Pixels; ++i)
-    for (int j = 0; j < Vectors; ++j)
-      sink.take(out.data + i * out.pixel + j * kLanes<T>, j, sums[i][j]);
+  for_all([&](int i, int j) {
+    if constexpr (Long) sums[i][j] += total[i][j];
+    sink.take(place(i, j), j, sums[i][j]);
+  });
   sink.pixels(Pixels);
 }
 
-template <int Images, int Vectors, class T, class Sink>
+template <int Images, int Vectors, bool Long, class T, class Sink>
 DA2S_INLINE void rows_of(const Product& shape, Grid<const T> in, const T* weights, Grid<T> out,
                          Size size, Sink sink) {
   constexpr int kPixels = kTile / Vectors;
@@ -103,21 +126,30 @@ DA2S_INLINE void rows_of(const Product& shape, Grid<const T> in, const T* weight
     const Grid<T> to = out.at(y, 0);
     int64_t x = 0;
     for (; x + kPixels <= size.width; x += kPixels)
-      tile<Images, kPixels, Vectors>(shape, from.at(0, x), weights, to.at(0, x), sink);
+      tile<Images, kPixels, Vectors, Long>(shape, from.at(0, x), weights, to.at(0, x), sink);
     for (; x + 4 <= size.width; x += 4)
-      tile<Images, 4, Vectors>(shape, from.at(0, x), weights, to.at(0, x), sink);
+      tile<Images, 4, Vectors, Long>(shape, from.at(0, x), weights, to.at(0, x), sink);
     for (; x < size.width; ++x)
-      tile<Images, 1, Vectors>(shape, from.at(0, x), weights, to.at(0, x), sink);
+      tile<Images, 1, Vectors, Long>(shape, from.at(0, x), weights, to.at(0, x), sink);
   }
   sink.end();
+}
+
+template <int Images, int Vectors, class T, class Sink>
+DA2S_INLINE void product_rows(const Product& shape, Grid<const T> in, const T* weights, Grid<T> out,
+                              Size size, Sink sink) {
+  if (shape.taps * shape.in_channels > kLong)
+    rows_of<Images, Vectors, true>(shape, in, weights, out, size, sink);
+  else
+    rows_of<Images, Vectors, false>(shape, in, weights, out, size, sink);
 }
 
 template <int Images, class T>
 void product_of(const Product& shape, Grid<const T> in, const T* weights, Grid<T> out, Size size,
                 bool add) {
   for_two_vectors<T>(shape.out_lanes, [&](int64_t lane, auto vectors) {
-    rows_of<Images, vectors>(shape, in, weights + lane, lanes_from(out, lane), size,
-                             Stored<vectors, T>{add});
+    product_rows<Images, vectors>(shape, in, weights + lane, lanes_from(out, lane), size,
+                                  Stored<vectors, T>{add});
   });
 }
 
@@ -125,8 +157,8 @@ template <int Images, class T>
 void product_moments_of(const Product& shape, Grid<const T> in, const T* weights, Grid<T> out,
                         Size size, const ProductMoments<T>& moments) {
   for_two_vectors<T>(shape.out_lanes, [&](int64_t lane, auto vectors) {
-    rows_of<Images, vectors>(shape, in, weights + lane, lanes_from(out, lane), size,
-                             Measured<vectors, T>(moments, lane));
+    product_rows<Images, vectors>(shape, in, weights + lane, lanes_from(out, lane), size,
+                                  Measured<vectors, T>(moments, lane));
   });
   if (moments.streaming) stream_end();
 }

@@ -187,8 +187,8 @@ class Backward : public CellPass<T> {
   int64_t asks() const { return wanted_.weights ? 4 : 2; }
 
   // A separable convolution's second layer, and the sums of the norm before it.
-  void inner_back(const CandidateRun<T>& run, const CandidateSums<T>& sums, const GroupBlock& block,
-                  int64_t group, const Scratch<T>& scratch, Ahead* ahead);
+  void inner_back(const Bundle<T>& bundle, const CandidateRun<T>& run, const CandidateSums<T>& sums,
+                  const GroupBlock& block, int64_t group, const Scratch<T>& scratch, Ahead* ahead);
   void pools_back(const Bundle<T>& bundle, int64_t group, const Scratch<T>& scratch);
 
   // Whether a state's gradient begins with zeros: where there is no layer to write it first, and

@@ -53,7 +53,7 @@ Bundle<T> CellPass<T>::make_bundle(int64_t source) const {
     EdgeRun<T> run{edge, {}};
     for (const size_t layers : kOrder)
       for (const Candidate& candidate : edge->candidates)
-        if (candidate.layers.size() == layers) run.candidates.emplace_back(&candidate);
+        if (candidate.layers.size() == layers) run.candidates.push_back({&candidate, {}, {}, {}});
     for (CandidateRun<T>& made : run.candidates) {
       const Candidate& candidate = *made.candidate;
       Size size = size_of(source);
@@ -154,11 +154,9 @@ void CellPass<T>::lay_out_features(Bundle<T>& bundle, const Slice& slice, bool b
       pool.z = take();
       pool.moments = moments();
     }
-  std::vector<CandidateRun<T>*> runs;
   for (const Slice::Part& part : slice.parts)
     for (size_t k = part.begin; k < part.end; ++k) {
       CandidateRun<T>& run = bundle.edges[part.edge].candidates[k];
-      runs.push_back(&run);
       run.features.clear();
       run.moments.clear();
       for (size_t i = 0; i < run.layers.size(); ++i) {
@@ -169,8 +167,7 @@ void CellPass<T>::lay_out_features(Bundle<T>& bundle, const Slice& slice, bool b
       for (const PoolRun<T>& pool : bundle.pools)
         if (pool.kind == run.candidate->kind) run.z = pool.z;
     }
-  const bool streaming = in_.save && features.used() - before > kCachedBytes;
-  for (CandidateRun<T>* run : runs) run->streaming = streaming;
+  bundle.streaming = in_.save && features.used() - before > kCachedBytes;
 }
 
 template <class T>

@@ -63,12 +63,9 @@ struct CellArguments {
 // A candidate with its layers and where their features lie.
 template <class T>
 struct CandidateRun {
-  explicit CandidateRun(const Candidate* candidate) : candidate(candidate) {}
-
   const Candidate* candidate;
   std::vector<PackedLayer<T>> layers;
   std::vector<T*> features;         // of every layer, all groups
-  bool streaming = false;           // features are written past the caches
   std::vector<Moments<T>> moments;  // of them, in training
   const T* z = nullptr;  // what is mixed: the last features, a pool; null for direct ones
   T* scale = nullptr;    // what it is mixed with, a number for every lane (forward)
@@ -114,6 +111,7 @@ struct Bundle {
   std::vector<PoolRun<T>> pools;
   std::vector<Slice> slices;  // at least one
   const Candidate* leader;    // the first one with layers, if any
+  bool streaming = false;     // features are written past the caches
 };
 
 // Memory of one thread. What has a border has zeros there, always.
@@ -248,7 +246,7 @@ class CellPass {
   // A layer of a candidate on one group; adds to its moments if asked.
   void layer_forward(const CandidateRun<T>& run, size_t layer, Grid<const T> in, T* z,
                      const GroupBlock& block, int64_t group, const Scratch<T>& scratch,
-                     Ahead* ahead, bool moments) const;
+                     Ahead* ahead, bool moments, bool streaming) const;
   // The two forward stages of a slice; they add to moments if asked.
   void first_stage(const Bundle<T>& bundle, const Slice& slice, const GroupBlock& block,
                    const Scratch<T>& scratch, bool moments) const;

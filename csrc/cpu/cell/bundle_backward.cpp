@@ -91,7 +91,7 @@ void Backward<T>::last_layers_back(const Bundle<T>& bundle, const Slice& slice,
     norm_back(mixed_gradient(bundle.edges[e].edge->target, group), run, sums, group, scratch);
     clear_missing(scratch.dz, elements, group);
     if (run.layers.size() > 1)
-      inner_back(run, sums, block, group, scratch, &next);
+      inner_back(bundle, run, sums, block, group, scratch, &next);
     else
       layer_back(bundle, run, sums, block, group, scratch, &next);
   }
@@ -109,9 +109,9 @@ void Backward<T>::layer_back(const Bundle<T>& bundle, const CandidateRun<T>& run
 }
 
 template <class T>
-void Backward<T>::inner_back(const CandidateRun<T>& run, const CandidateSums<T>& sums,
-                             const GroupBlock& block, int64_t group, const Scratch<T>& scratch,
-                             Ahead* ahead) {
+void Backward<T>::inner_back(const Bundle<T>& bundle, const CandidateRun<T>& run,
+                             const CandidateSums<T>& sums, const GroupBlock& block, int64_t group,
+                             const Scratch<T>& scratch, Ahead* ahead) {
   const int64_t elements = this->z_elements();
   const Grid<const T> z = this->z_grid(run.features[0] + group * elements);
   this->fill_inner(run, group, scratch);
@@ -123,7 +123,7 @@ void Backward<T>::inner_back(const CandidateRun<T>& run, const CandidateSums<T>&
   double* products =
       begin_sums(sums.first.product, block, group, scratch.lanes + this->mixed_lanes());
   DA2S_SIMD_CALL(mask_and_sum<T>, seen, g, z, this->mean(run.candidate->layers[0].norm),
-                 this->after_, this->mixed_lanes(), run.streaming,
+                 this->after_, this->mixed_lanes(), bundle.streaming,
                  this->z_grid(sums.inner + group * elements), gradients, products);
   finish_sums(sums.first.gradient, block, group, gradients);
   finish_sums(sums.first.product, block, group, products);

@@ -109,12 +109,12 @@ void CellPass<T>::pools_forward(const Bundle<T>& bundle, const GroupBlock& block
 template <class T>
 void CellPass<T>::layer_forward(const CandidateRun<T>& run, size_t layer, Grid<const T> in, T* z,
                                 const GroupBlock& block, int64_t group, const Scratch<T>& scratch,
-                                Ahead* ahead, bool moments) const {
+                                Ahead* ahead, bool moments, bool streaming) const {
   const auto compute = [&](const ProductMoments<T>* where) {
     return run.layers[layer].forward(in, scratch.middle, z, ahead, where);
   };
   if (moments)
-    run.moments[layer].add_while(images_, block.chunk, group, z, after_.pixels(), run.streaming,
+    run.moments[layer].add_while(images_, block.chunk, group, z, after_.pixels(), streaming,
                                  scratch.lanes, compute);
   else
     compute(nullptr);
@@ -131,7 +131,7 @@ void CellPass<T>::first_stage(const Bundle<T>& bundle, const Slice& slice, const
     const CandidateRun<T>& run = bundle.edges[e].candidates[k];
     T* z = run.features[0] + group * z_elements();
     const Grid<const T> in = inside(input_of(bundle, block, group, scratch), size);
-    layer_forward(run, 0, in, z, block, group, scratch, nullptr, moments);
+    layer_forward(run, 0, in, z, block, group, scratch, nullptr, moments, bundle.streaming);
   }
 }
 
@@ -161,7 +161,8 @@ void CellPass<T>::second_stage(const Bundle<T>& bundle, const Slice& slice, cons
     if (i + 1 < all.size())
       next = ahead(run_of(all[i + 1]).features[0] + all[i + 1].group * z_elements(), nullptr, 2);
     fill_inner(run, group, scratch);
-    layer_forward(run, 1, inside(scratch.inner, after_), z, block, group, scratch, &next, moments);
+    layer_forward(run, 1, inside(scratch.inner, after_), z, block, group, scratch, &next, moments,
+                  bundle.streaming);
   }
 }
 
@@ -180,7 +181,7 @@ void CellPass<T>::second_stage(const Bundle<T>& bundle, const Slice& slice, cons
   template void CellPass<T>::finish_input(int64_t, int64_t) const;                                 \
   template void CellPass<T>::layer_forward(const CandidateRun<T>&, size_t, Grid<const T>, T*,      \
                                            const GroupBlock&, int64_t, const Scratch<T>&, Ahead*,  \
-                                           bool) const;                                            \
+                                           bool, bool) const;                                      \
   template void CellPass<T>::first_stage(const Bundle<T>&, const Slice&, const GroupBlock&,        \
                                          const Scratch<T>&, bool) const;                           \
   template std::vector<Step> CellPass<T>::steps(const Bundle<T>&, const Slice&, const GroupBlock&, \

@@ -3,6 +3,7 @@
 import pytest
 
 from benchmarks.cases import all_rows
+from benchmarks.compiled import WHOLE, compile_notes, compiled_jobs
 from benchmarks.measure import DEVICES
 from benchmarks.modules import Derived
 from benchmarks.rounds import check_and_measure
@@ -12,6 +13,9 @@ from benchmarks.tables import results_table
 @pytest.mark.parametrize("device", DEVICES)
 def bench_derived_network(benchmark, options, publish, device):
     case = Derived()
-    found = check_and_measure(benchmark, options, case, all_rows(case), device)
+    with compiled_jobs(options, case, WHOLE, device) as rivals:
+        found = check_and_measure(benchmark, options, case, all_rows(case), device, rivals)
     title = f"derived network (DARTS V2), C={case.channels}, L={case.cells}, 32x32"
-    publish(results_table(f"{title}, batch {options.batch}, {device}", found))
+    table = results_table(f"{title}, batch {options.batch}, {device}", found)
+    table.notes += compile_notes(found)
+    publish(table)

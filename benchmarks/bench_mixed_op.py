@@ -3,6 +3,7 @@
 import pytest
 
 from benchmarks.cases import all_rows
+from benchmarks.compiled import WHOLE, compile_notes, compiled_jobs
 from benchmarks.measure import DEVICES
 from benchmarks.modules import Edge
 from benchmarks.rounds import check_and_measure
@@ -16,6 +17,9 @@ SIZES = {16: 32, 32: 16, 64: 8}  # channels and image size of the three stages
 @pytest.mark.parametrize("channels", SIZES)
 def bench_mixed_op(benchmark, options, publish, channels, stride, device):  # noqa: PLR0917
     case = Edge(channels, stride, SIZES[channels])
-    found = check_and_measure(benchmark, options, case, all_rows(case), device)
+    with compiled_jobs(options, case, WHOLE, device) as rivals:
+        found = check_and_measure(benchmark, options, case, all_rows(case), device, rivals)
     title = f"MixedOp, 8 operations, C={channels}, {SIZES[channels]}x{SIZES[channels]}"
-    publish(results_table(f"{title}, stride {stride}, batch {options.batch}, {device}", found))
+    table = results_table(f"{title}, stride {stride}, batch {options.batch}, {device}", found)
+    table.notes += compile_notes(found)
+    publish(table)

@@ -1,15 +1,26 @@
-"""The rival that torch.compile makes of every cell."""
+"""The rivals that torch.compile makes of eager PyTorch: of every cell, or of all at once."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.cases import Case, Row
 from benchmarks.process import announce
+from benchmarks.results import Measurement
+from benchmarks.rounds import Job
 from benchmarks.subject import Subject
+from benchmarks.tables import seconds
+
+WHOLE = Row("torch.compile", "eager")
+BY_CELL = Row("torch.compile per cell", "eager")
 
 
 class _Announced(nn.Module):
@@ -29,12 +40,7 @@ class _Announced(nn.Module):
         return self.cell(*inputs)
 
 
-def compiled_subject(case: Case, row: Row, device: str, cache: str) -> Subject:
-    """The eager subject with every cell compiled, from an empty cache folder."""
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
-    limits = torch._dynamo.config
-    limits.recompile_limit = limits.accumulated_recompile_limit = 1000
-    plain, subject = case.subject(row, device), case.subject(row, device)
+def _compile_cells(subject: Subject) -> None:
     cells = subject.module.cells
     assert isinstance(cells, nn.ModuleList)
     for index, cell in enumerate(cells):
@@ -47,6 +53,38 @@ def compiled_subject(case: Case, row: Row, device: str, cache: str) -> Subject:
         return output
 
     subject.call = forward
-    # A step of another size would be compiled as well: the warm-up runs the plain network.
+
+
+def compiled_subject(case: Case, row: Row, device: str, cache: str) -> Subject:
+    """The eager subject compiled, all of it or cell by cell, from an empty cache folder."""
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
+    limits = torch._dynamo.config
+    limits.recompile_limit = limits.accumulated_recompile_limit = 1000
+    plain, subject = case.subject(row, device), case.subject(row, device)
+    if row == BY_CELL:
+        _compile_cells(subject)
+    else:
+        subject.call = torch.compile(subject.call, dynamic=False)
+    # A step of another size would be compiled as well: the warm-up runs the plain module.
     subject.warm_up = plain.step
     return subject
+
+
+@contextmanager
+def compiled_jobs(options: Any, case: Case, row: Row, device: str) -> Iterator[list[Job]]:
+    """The rival's row, with the time limit of the command line; none if that leaves it out."""
+    if options.compile_limit <= 0:
+        yield []
+        return
+    with TemporaryDirectory() as cache:
+        build: Callable[[], Subject] = partial(compiled_subject, case, row, device, cache)
+        yield [Job(case, row, options.batch, device, build=build, limit=options.compile_limit)]
+
+
+def compile_notes(found: Measurement) -> list[str]:
+    """How long compiling took, where it ended."""
+    return [
+        f"{name}: {seconds(result.prepared.seconds - result.median)} to compile, in the first step"
+        for name in (WHOLE.name, BY_CELL.name)
+        if (result := found.result(name)) and result.prepared
+    ]

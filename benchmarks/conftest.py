@@ -28,7 +28,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=float,
         default=480,
         metavar="SECONDS",
-        help="how long torch.compile may take per network; 0 leaves it out (480)",
+        help="how long torch.compile may take each time; 0 leaves it out (480)",
     )
     group.addoption("--tables", type=Path, metavar="FILE", help="write all tables as Markdown")
 

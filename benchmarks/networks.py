@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -133,12 +133,14 @@ class SearchNetwork:
 
 
 DA2S = SearchNetwork("da2s", "da2s")
+SHORT = replace(DA2S, cells=3)
 PC_DARTS = SearchNetwork("darts", "pc-darts", partial_channels=4)
 IMAGENET = SearchNetwork("darts", "pc-darts", partial_channels=4, image_size=224)
 NAS_BENCH_201 = SearchNetwork("nas-bench-201", "da2s", cells=5)
 
 TITLES = {
     DA2S: "DA2S super-network, C=16, L=8, 7 operations, 32x32",
+    SHORT: "DA2S super-network, C=16, L=3, 7 operations, 32x32",
     PC_DARTS: "PC-DARTS super-network, C=16, L=8, 8 operations, partial channels K=4, 32x32",
     IMAGENET: "PC-DARTS super-network, C=16, L=8, 8 operations, partial channels K=4, 224x224",
     NAS_BENCH_201: "NAS-Bench-201 super-network, C=16, N=5, 5 operations, 32x32",

@@ -6,7 +6,7 @@ round.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -35,6 +35,7 @@ class Job:
         batch: images per step.
         device: "cpu" or "cuda".
         build: returns the subject, in the process that measures it; the case's by default.
+        limit: seconds that its first step may take.
     """
 
     def __init__(
@@ -43,9 +44,11 @@ class Job:
         row: Row,
         batch: int,
         device: str = "cpu",
+        *,
         build: Callable[[], Any] | None = None,
+        limit: float | None = None,
     ) -> None:
-        self.case, self.row, self.batch = case, row, batch
+        self.case, self.row, self.batch, self.limit = case, row, batch, limit
         self.build = build or partial(_subject, case, row, device)
         self.result = Result(
             row, batch * operations(case, row.wanted), batch * case.least_bytes(row.wanted)
@@ -59,8 +62,13 @@ def _subject(case: Case, row: Row, device: str) -> Subject:
     return subject
 
 
-def check_and_measure(
-    benchmark: Any, options: Any, case: Case, rows: Sequence[Row], device: str
+def check_and_measure(  # noqa: PLR0917
+    benchmark: Any,
+    options: Any,
+    case: Case,
+    rows: Sequence[Row],
+    device: str,
+    rivals: Sequence[Job] = (),
 ) -> Measurement:
     """Compare the rows of one case with eager PyTorch, then measure them.
 
@@ -70,9 +78,10 @@ def check_and_measure(
         case: what is computed.
         rows: by whom.
         device: "cpu" or "cuda".
+        rivals: more rows, which are no case's own.
     """
     exactness.check(case, rows, device)
-    jobs = [Job(case, row, options.batch, device) for row in rows]
+    jobs = [*(Job(case, row, options.batch, device) for row in rows), *rivals]
     return measure_jobs(benchmark, options, jobs, device)
 
 
@@ -90,7 +99,6 @@ def measure(
     *,
     rounds: int,
     device: str,
-    ready: Mapping[str, Process] | None = None,
 ) -> Measurement:
     """Prepare all rows, then time them in turn.
 
@@ -99,7 +107,6 @@ def measure(
         jobs: the rows.
         rounds: at least so many; more where they are short.
         device: "cpu" or "cuda".
-        ready: by a row's name, a process that was prepared (or failed) already.
 
     Raises:
         Mismatch: rows do not compute the same at full size.
@@ -114,15 +121,12 @@ def measure(
 
         limits = start(partial(Limits, device))
         running: list[tuple[Process, Job]] = []
-        todo = [job for job in jobs if not job.result.failure]
         early = device != "cpu"  # side by side, because nothing on a GPU is timed yet
-        processes = [
-            (ready or {}).get(job.row.name) or (start(job.build) if early else None) for job in todo
-        ]
-        for job, process in zip(todo, processes, strict=True):
+        processes = [start(job.build) if early else None for job in jobs]
+        for job, process in zip(jobs, processes, strict=True):
             process = process or start(job.build)
             try:
-                job.result.prepared = job.result.prepared or process.call("prepare", job.batch)
+                job.result.prepared = process.call("prepare", job.batch, limit=job.limit)
                 running.append((process, job))
             except RowFailed as failure:
                 process.close()

@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 import torch
 
-from benchmarks import bench_super_network, eager, exactness, rounds
+from benchmarks import bench_mixed_op, bench_super_network, eager, exactness, rounds
 from benchmarks import subject as subjects
 from benchmarks.cases import (
     EAGER,
@@ -19,7 +19,7 @@ from benchmarks.cases import (
     half_steps,
     our_rows,
 )
-from benchmarks.compiled import compiled_subject
+from benchmarks.compiled import BY_CELL, WHOLE, compiled_subject
 from benchmarks.conftest import Options
 from benchmarks.limits import Limits
 from benchmarks.modules import Derived, Edge
@@ -234,8 +234,36 @@ def test_published_forms_equal_the_reference() -> None:
     assert "MixedOp" not in names
 
 
-def test_compiled_cells_compute_the_same(monkeypatch, tmp_path) -> None:
-    monkeypatch.setattr(torch, "compile", lambda module, dynamic: module)
+@pytest.mark.parametrize(
+    ("case", "row"), [(TINY, BY_CELL), (CASES["edge"], WHOLE)], ids=["cells", "whole"]
+)
+def test_compiled_modules_compute_the_same(monkeypatch, tmp_path, case: Case, row: Row) -> None:
+    compiled = []
+
+    def compile_(callee, dynamic):
+        compiled.append(callee)
+        return callee
+
+    monkeypatch.setattr(torch, "compile", compile_)
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")
-    compiled = compiled_subject(TINY, EAGER, "cpu", str(tmp_path))
-    assert compiled.prepare(2).norms == TINY.subject(EAGER).prepare(2).norms
+    subject = compiled_subject(case, row, "cpu", str(tmp_path))
+    assert subject.prepare(2).norms == case.subject(EAGER).prepare(2).norms
+    assert len(compiled) == 1
+
+
+def test_compiling_has_a_limit_and_the_other_rows_are_measured(monkeypatch, processes) -> None:
+    def call(self, name, *arguments, limit=None):
+        if limit:
+            raise RowFailed(f"not finished after {limit:.0f} s")
+        return getattr(self.subject, name)(*arguments)
+
+    monkeypatch.setattr(InProcess, "call", call)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")
+    case, tables = CASES["edge"], []
+    monkeypatch.setattr(bench_mixed_op, "Edge", lambda *_: case)
+    bench_mixed_op.bench_mixed_op(Benchmark(), Options(1, 2, 5), tables.append, 64, 2, "cpu")
+    assert tables[0].rows[-1][:2] == [WHOLE.name, "none"]
+    assert f"{WHOLE.name}: not finished after 5 s" in tables[0].notes
+    assert len(tables[0].rows) == len(all_rows(case)) + 1
+    bench_mixed_op.bench_mixed_op(Benchmark(), Options(1, 2, 0), tables.append, 64, 2, "cpu")
+    assert len(tables[1].rows) == len(all_rows(case))

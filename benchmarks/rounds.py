@@ -147,7 +147,9 @@ def measure(
                 if job.row.name in released:
                     process.call("release")
 
-        one = sum(job.result.prepared.seconds for _, job in running if job.result.prepared)
+        # Without first steps that compile.
+        first = [job.result.prepared for _, job in running if job.limit is None]
+        one = sum(prepared.seconds for prepared in first if prepared)
         count = max(rounds, min(_MOST_ROUNDS, int(_ENOUGH_SECONDS / max(one, 0.3 * len(jobs)))))
         repeat(one_round, rounds=count)
     return Measurement([job.result for job in jobs], rates)

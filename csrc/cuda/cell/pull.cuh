@@ -81,6 +81,23 @@ __device__ __forceinline__ void coefficients(const Reach& call, const int64_t* r
   to[c] = scale, to[C + c] = mean, to[2 * C + c] = shift, to[3 * C + c] = slope;
 }
 
+// Whether z has no part in the gradient: statistics are given, or there is no norm.
+__device__ inline bool is_given(const int64_t* row) {
+  return row[kFrozen] != 0 || row[kStatistics] < 0;
+}
+
+// dz of 4 channels, whose `coefficients` begin where theirs do.
+template <int C>
+__device__ __forceinline__ float4 before_norm(const float* coefficients, bool given, float4 g,
+                                              float4 z) {
+  const auto back = [&](float g, float z, int i) {
+    const float mean = coefficients[C + i];
+    const float through = coefficients[2 * C + i] + (z - mean) * coefficients[3 * C + i];
+    return coefficients[i] * (g - (given ? 0 : through));
+  };
+  return make_float4(back(g.x, z.x, 0), back(g.y, z.y, 1), back(g.z, z.z, 2), back(g.w, z.w, 3));
+}
+
 // As `pixel_of` of a chunk of whole images, of which there are none from `end` on.
 template <int C>
 __device__ Pixel pixel_before(int end, int j, const Tile& tile, const Reach& call) {
@@ -95,10 +112,9 @@ __device__ __forceinline__ void load_dz(const Reach& call, const int64_t* row,
                                         const float* coefficients, const Tile& tile, int end,
                                         float* to) {
   const int c = threadIdx.x % kQuads<C> * 4;
-  const bool given = row[kFrozen] != 0 || row[kStatistics] < 0;
+  const bool given = is_given(row);
   const float* gradient = call.gradients + row[kGradient];
   const int pitch = static_cast<int>(row[kGradientPitch]);
-  const float* scale = coefficients + c;
 #pragma unroll
   for (int j = 0; j < kPixels; ++j) {
     if (index_of<C>(j) >= pixels_of(tile)) continue;
@@ -107,11 +123,7 @@ __device__ __forceinline__ void load_dz(const Reach& call, const int64_t* row,
     if (pixel.live) {
       const float4 g = *reinterpret_cast<const float4*>(gradient + pixel.at * pitch + c);
       const float4 z = *reinterpret_cast<const float4*>(call.z + row[kZ] + pixel.at * C + c);
-      const auto back = [&](float g, float z, int i) {
-        const float through = scale[2 * C + i] + (z - scale[C + i]) * scale[3 * C + i];
-        return scale[i] * (g - (given ? 0 : through));
-      };
-      dz = make_float4(back(g.x, z.x, 0), back(g.y, z.y, 1), back(g.z, z.z, 2), back(g.w, z.w, 3));
+      dz = before_norm<C>(coefficients + c, given, g, z);
     }
     reinterpret_cast<float4*>(to)[quad_of(j)] = dz;
   }

@@ -1,36 +1,24 @@
-// Through first layers of separable convolutions and ReLU to the states before a node, as
-// `reach_states` of kernels/cell/reach.py has it; pools and what has no layers is Triton's.
+// Through first layers of separable convolutions and ReLU, and through what has no layers, to the
+// states before a node, as `reach_states` of kernels/cell/reach.py has it; dense convolutions, and
+// at stride 2 what goes past the candidates, are Triton's.
 //
-// Grid (chunks of whole images, groups of layers that read one state). A program takes the layers
-// of its group one after the other through the passes of reach.cuh, and adds what each hands the
-// state to the state's gradient in global memory, which nobody else touches in these images.
+// Grid (chunks of whole images, groups of rows that read one state). A program takes the layers of
+// its group one after the other through the passes of reach.cuh, all else through collect.cuh, and
+// adds what each hands the state to the state's gradient in global memory, which nobody else
+// touches in these images.
 #pragma once
 
-#include "reach.cuh"
+#include "collect.cuh"
 
 namespace da2s_fast::cell {
-
-// Add 4 channels to a pixel of the state's gradient. Where that has the order of channels before
-// the shuffle of K parts, channel c is the (c / K)th of part c % K.
-__device__ __forceinline__ void add_to_state(float* gradient, int c, int pitch, int shuffled,
-                                             const float (&found)[4]) {
-  if (shuffled == 1) {
-    float4* to = reinterpret_cast<float4*>(gradient + c);
-    *to = make_float4(to->x + found[0], to->y + found[1], to->z + found[2], to->w + found[3]);
-    return;
-  }
-#pragma unroll
-  for (int i = 0; i < 4; ++i)
-    gradient[(c + i) % shuffled * (pitch / shuffled) + (c + i) / shuffled] += found[i];
-}
 
 // Through ReLU to 4 channels of a pixel of the state, which is at `source` among the states.
 __device__ __forceinline__ void add_behind_relu(const Reach& call, const int64_t* group,
                                                 int64_t source, int64_t pixel, int c, float4 v) {
   const int64_t at = pixel * call.pitch;
   const float4 x = *reinterpret_cast<const float4*>(call.states + source + at + c);
-  const float found[4] = {x.x <= 0 ? 0 : v.x, x.y <= 0 ? 0 : v.y, x.z <= 0 ? 0 : v.z,
-                          x.w <= 0 ? 0 : v.w};
+  const float4 found =
+      make_float4(x.x <= 0 ? 0 : v.x, x.y <= 0 ? 0 : v.y, x.z <= 0 ? 0 : v.z, x.w <= 0 ? 0 : v.w);
   add_to_state(call.gradients + group[kGroupGradient] + at, c, call.pitch,
                static_cast<int>(group[kGroupShuffled]), found);
 }
@@ -73,11 +61,7 @@ __device__ __forceinline__ void gather_strided(const Reach& call, const ReachRoo
   for_tiles(start, call.height, images.first, images.end, [&](const Tile& tile) {
     load_tile<C>(room.tile, tile, input, call.gradients + row[kReached], C, images.end, Plain{});
     __syncthreads();
-    const int log_columns = tile.log_width + 1, log_rows = tile.log_height + 1;
-    for (int i = threadIdx.x / kQuads<C>; i < 4 * pixels_of(tile); i += kThreads / kQuads<C>) {
-      const int x = i & ((1 << log_columns) - 1), line = i >> log_columns;
-      const int y = 2 * tile.top + (line & ((1 << log_rows) - 1)), image = line >> log_rows;
-      if (x >= in_width || y >= in_height || tile.image + image >= images.end) continue;
+    const auto collect = [&](int image, int y, int x) {
       float4 sum = make_float4(0, 0, 0, 0);
       for (int ky = (y + padding) % 2; ky < kernel; ky += dilation == 1 ? 2 : 1) {
         const int up = y + padding - ky * dilation;
@@ -96,7 +80,8 @@ __device__ __forceinline__ void gather_strided(const Reach& call, const ReachRoo
       }
       const int64_t pixel = (int64_t(tile.image + image) * in_height + y) * in_width + x;
       add_behind_relu(call, group, source, pixel, c, sum);
-    }
+    };
+    for_input_pixels<C>(tile, 2, in_height, in_width, images.end, collect);
     // The next tile comes.
     __syncthreads();
   });
@@ -145,6 +130,10 @@ __device__ __forceinline__ void reach_states(const Reach& call, char* shared) {
     for (int i = threadIdx.x; i < kLayer; i += kThreads)
       room.row[i] = call.layers[(group[kGroupFirst] + layer) * kLayer + i];
     __syncthreads();
+    if (room.row[kKind] != kSeparable) {
+      collect<C>(call, room, group);
+      continue;
+    }
     load_layer<C>(call, room);
     __syncthreads();
     if (room.row[kStride] == 1)

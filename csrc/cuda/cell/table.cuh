@@ -37,7 +37,7 @@ enum : int {
   kInnerSums,
   kLayer
 };  // clang-format skip
-enum : int { kSeparable, kDense, kMaximum, kAverage };
+enum : int { kSeparable, kDense, kMaximum, kAverage, kSkip, kNothing, kBypass };
 
 // Columns of a `Group`: consecutive layers that read one state.
 enum : int {

@@ -93,26 +93,40 @@ struct Normalized {
   }
 };
 
-// Fill the tile's input: zeros outside of the image. A warp takes a row after the other.
+// Fill a tile with its halo by `value(row, y, x, c)`: 4 channels from c on of pixel (y, x) of an
+// image, whose row of pixels begins with pixel `row` of all images; zeros outside. A warp takes a
+// row after the other, lanes keep their channels: per pixel little is left to be worked out.
+template <int C, class Value>
+__device__ __forceinline__ void fill_tile(float* shared, const Tile& tile, int height, int width,
+                                          int stride, int images, Value value) {
+  const int lane = threadIdx.x % 32, c = lane % kQuads<C> * 4;
+  const int top = tile.top * stride - tile.halo, bottom = top + tile.rows;
+  int n = tile.image, y = top + threadIdx.x / 32;
+  for (int line = threadIdx.x / 32; line < tile.rows << tile.log_images;
+       line += kWarps, y += kWarps) {
+    for (; y >= bottom; y -= tile.rows) ++n;
+    // One comparison says whether a pixel is inside of an image, of which outside are none.
+    const unsigned inside = y >= 0 && y < height && n < images ? width : 0;
+    const int64_t row = (int64_t(n) * height + y) * width;
+    float4* to =
+        reinterpret_cast<float4*>(shared) + (line * tile.columns + tile.halo) * kQuads<C> + c / 4;
+#pragma unroll 1
+    for (int x = lane / kQuads<C> - tile.halo; x < tile.columns - tile.halo; x += 32 / kQuads<C>)
+      to[x * kQuads<C>] =
+          static_cast<unsigned>(x) < inside ? value(row, y, x, c) : make_float4(0, 0, 0, 0);
+  }
+}
+
+// Likewise from memory, `pitch` numbers a pixel.
 template <int C, class Change>
 __device__ __forceinline__ void load_tile(float* shared, const Tile& tile, const Input& input,
                                           const float* source, int pitch, int images,
                                           Change change) {
-  const int lane = threadIdx.x % 32;
-  const int lines = tile.rows << tile.log_images;
-  for (int line = threadIdx.x / 32; line < lines; line += kWarps) {
-    const int y = tile.top * input.stride - tile.halo + line % tile.rows;
-    const int image = tile.image + line / tile.rows;
-    const bool there = y >= 0 && y < input.height && image < images;
-    const float* row = source + (int64_t(image) * input.height + y) * input.width * pitch;
-    for (int i = lane; i < tile.columns * kQuads<C>; i += 32) {
-      const int x = i / kQuads<C> - tile.halo, c = i % kQuads<C> * 4;
-      float4 v = make_float4(0, 0, 0, 0);
-      if (there && x >= 0 && x < input.width)
-        v = change(*reinterpret_cast<const float4*>(row + int64_t(x) * pitch + c), c);
-      reinterpret_cast<float4*>(shared)[line * tile.columns * kQuads<C> + i] = v;
-    }
-  }
+  fill_tile<C>(shared, tile, input.height, input.width, input.stride, images,
+               [&](int64_t row, int, int x, int c) {
+                 const float* from = source + row * pitch + (x * pitch + c);
+                 return change(*reinterpret_cast<const float4*>(from), c);
+               });
 }
 
 // ReLU of what lies in shared memory, for the layers behind the pools.

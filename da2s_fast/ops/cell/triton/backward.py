@@ -308,6 +308,8 @@ class _Backward:
             if compiled.reach_reason(layout, windows, call.p, call.g, call.z) is None:
                 self._reach_states_compiled(step)
                 groups, separable = reaching.others, False
+        if not groups.length:
+            return
         in_height, in_width = layout.before
         taps = max((DENSE[name] ** 2 for name in plan.operations if name in DENSE), default=1)
         parts = self._parts(taps) if separable or reaching.dense else self.blocks

@@ -58,6 +58,10 @@ class Tile(NamedTuple):
     log_images: int
 
 
+_POOL = Windows(halo=1, taps=0, stride=1)
+"""Of a pool's outputs."""
+
+
 def tile_of(
     channels: int, height: int, width: int, shared_of: Callable[[Tile], int]
 ) -> dict[str, int]:
@@ -106,8 +110,9 @@ def reach_arguments(layout: Layout, windows: Windows) -> dict[str, Any]:
     def shared(tile: Tile) -> int:  # `ReachRoom` of csrc/cuda/cell/reach.cuh
         weights = (c + windows.taps) * c
         small = c * (4 + 2 + 2 * _WARPS)
-        singles = small + weights + 3 * _TILE + _input_of(tile, windows) * c
-        return 8 * (2 * c + _COLUMNS) + 4 * singles
+        room = 3 * _TILE + _input_of(tile, windows) * c
+        pools = 2 * _input_of(tile, _POOL) * c  # `collect_pool` of csrc/cuda/cell/collect.cuh
+        return 8 * (2 * c + _COLUMNS) + 4 * (small + weights + max(room, pools))
 
     tile = tile_of(c, *layout.after, shared)
     return {"halo": windows.halo, "taps": windows.taps, **tile, "channels": c}

@@ -18,11 +18,12 @@ class Reaching(NamedTuple):
     """What reaches the states before a node: for every state a group of rows.
 
     Attributes:
-        layers: the rows of all groups, of a group those first that csrc/cuda has a kernel for.
+        layers: the rows of all groups, of a group those first that csrc/cuda has a kernel for,
+            separable convolutions before all others.
         groups: of all rows.
-        compiled: of those that csrc/cuda has a kernel for, separable convolutions.
-        others: of all but those.
-        windows: of those in `compiled`.
+        compiled: of those that csrc/cuda has a kernel for.
+        others: of all but those; no groups where there are none.
+        windows: of separable convolutions.
         separable: whether there are any of those.
         dense: whether dense convolutions are among the others.
     """
@@ -66,13 +67,21 @@ def reaching_of(
             for row in mixed
             if row.edge == edge.row and row.kind in _WITHOUT_LAYERS
         ]
-        layers.sort(key=lambda row: not _is_separable(row))
-        start, separable = len(found.layers), sum(map(_is_separable, layers))
+        layers.sort(key=lambda row: (not _is_compiled(row), not _is_separable(row)))
+        start, count = len(found.layers), sum(map(_is_compiled, layers))
         found.layers.extend(layers)
         found.groups.append(cell.group(state, start, len(layers)))
-        found.compiled.append(cell.group(state, start, separable))
-        found.others.append(cell.group(state, start + separable, len(layers) - separable))
+        found.compiled.append(cell.group(state, start, count))
+        if count < len(layers):
+            found.others.append(cell.group(state, start + count, len(layers) - count))
     return found
+
+
+def _is_compiled(row: Layer) -> bool:
+    """Whether csrc/cuda has a kernel for it."""
+    if row.kind == rows.BYPASS.value:
+        return row.stride == 1
+    return row.kind != rows.DENSE.value
 
 
 def _is_separable(row: Layer) -> bool:

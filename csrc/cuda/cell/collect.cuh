@@ -1,0 +1,179 @@
+// What reaches a state without layers: through pools, skips, `none` and, with partial channels,
+// past the candidates, as kernels/cell/gather.py has it.
+//
+// The gradient behind a pool's norm comes into shared memory tile by tile, with a pixel around, and
+// so does which tap won. From there a thread collects 4 channels of a pixel of the state: of every
+// output whose window holds the pixel, the average's share, or what the maximum had if it was this
+// pixel. All else is added straight from global memory.
+#pragma once
+
+#include "reach.cuh"
+
+namespace da2s_fast::cell {
+
+// Add 4 channels to a pixel of the state's gradient. Where that has the order of channels before
+// the shuffle of K parts, channel c is the (c / K)th of part c % K.
+__device__ __forceinline__ void add_to_state(float* gradient, int c, int pitch, int shuffled,
+                                             float4 found) {
+  if (shuffled == 1) {
+    float4* to = reinterpret_cast<float4*>(gradient + c);
+    *to = make_float4(to->x + found.x, to->y + found.y, to->z + found.z, to->w + found.w);
+    return;
+  }
+  const float numbers[4] = {found.x, found.y, found.z, found.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+    gradient[(c + i) % shuffled * (pitch / shuffled) + (c + i) / shuffled] += numbers[i];
+}
+
+// Call `work(image, y, x)` for a thread's pixels of the input that lies before a tile of outputs;
+// the image is the tile's.
+template <int C, class Work>
+__device__ __forceinline__ void for_input_pixels(const Tile& tile, int stride, int height,
+                                                 int width, int end, Work work) {
+  const int log_columns = tile.log_width + stride - 1, log_rows = tile.log_height + stride - 1;
+  const int pixels = 1 << (log_columns + log_rows + tile.log_images);
+  for (int i = threadIdx.x / kQuads<C>; i < pixels; i += kThreads / kQuads<C>) {
+    const int x = i & ((1 << log_columns) - 1), line = i >> log_columns;
+    const int y = stride * tile.top + (line & ((1 << log_rows) - 1)), image = line >> log_rows;
+    if (x < width && y < height && tile.image + image < end) work(image, y, x);
+  }
+}
+
+// How many pixels of a 3x3 pool's window are inside of the image, of its rows or its columns.
+__device__ inline int inside(int output, int stride, int size) {
+  const int start = output * stride - 1, end = start + 3;
+  return (end < size ? end : size) - (start > 0 ? start : 0);
+}
+
+// dz of a pool's outputs, of averages each pixel's share of it, and which taps won.
+template <int C>
+__device__ __forceinline__ void load_pool(const Reach& call, const ReachRoom<C>& room,
+                                          const Tile& tile, const Input& input, int end,
+                                          float* shares, float* winners) {
+  const int64_t* row = room.row;
+  const float* gradient = call.gradients + row[kGradient];
+  const float* outputs = call.z + row[kZ];
+  const float* positions = call.z + row[kPosition];
+  const int pitch = static_cast<int>(row[kGradientPitch]);
+  const bool given = is_given(row), averages = row[kKind] == kAverage;
+  fill_tile<C>(
+      shares, tile, call.height, call.width, 1, end, [&](int64_t row, int y, int x, int c) {
+        const float* g = gradient + row * pitch + (x * pitch + c);
+        const float* z = outputs + row * C + (x * C + c);
+        const float4 dz =
+            before_norm<C>(room.coefficients + c, given, *reinterpret_cast<const float4*>(g),
+                           *reinterpret_cast<const float4*>(z));
+        if (!averages) return dz;
+        const float count = static_cast<float>(inside(y, input.stride, input.height) *
+                                               inside(x, input.stride, input.width));
+        return make_float4(dz.x / count, dz.y / count, dz.z / count, dz.w / count);
+      });
+  if (averages) return;
+  fill_tile<C>(winners, tile, call.height, call.width, 1, end, [&](int64_t row, int, int x, int c) {
+    return *reinterpret_cast<const float4*>(positions + row * C + (x * C + c));
+  });
+}
+
+// Through a 3x3 pool and the norm behind it.
+template <int C, int kStride>
+__device__ __forceinline__ void collect_pool(const Reach& call, const ReachRoom<C>& room,
+                                             const int64_t* group, const Images& images) {
+  const int64_t* row = room.row;
+  const Input input{static_cast<int>(row[kHeight]), static_cast<int>(row[kWidth]), kStride};
+  const Tile start = tile_of(call.log_width, call.log_height, call.log_images, 1, 1);
+  float* shares = room.dz;
+  float* winners = room.dz + (start.rows << start.log_images) * start.columns * C;
+  const bool averages = row[kKind] == kAverage;
+  const int quad = threadIdx.x % kQuads<C>, shuffled = static_cast<int>(group[kGroupShuffled]);
+  float* to = call.gradients + group[kGroupGradient];
+  for_tiles(start, call.height, images.first, images.end, [&](const Tile& tile) {
+    load_pool<C>(call, room, tile, input, images.end, shares, winners);
+    __syncthreads();
+    const auto collect = [&](int image, int y, int x) {
+      float4 sum = make_float4(0, 0, 0, 0);
+#pragma unroll 1
+      for (int ky = 0; ky < 3; ++ky) {
+        const int up = y + 1 - ky;
+        if (kStride == 2 && (up & 1)) continue;  // no window has this row here
+        const int line = image * tile.rows + (up >> (kStride - 1)) - tile.top + 1;
+#pragma unroll
+        for (int kx = 0; kx < 3; ++kx) {
+          const int left = x + 1 - kx;
+          if (kStride == 2 && (left & 1)) continue;
+          const int at = (line * tile.columns + (left >> (kStride - 1)) + 1) * kQuads<C> + quad;
+          const float4 v = reinterpret_cast<const float4*>(shares)[at];
+          if (averages) {
+            sum = make_float4(sum.x + v.x, sum.y + v.y, sum.z + v.z, sum.w + v.w);
+            continue;
+          }
+          const float4 won = reinterpret_cast<const float4*>(winners)[at];
+          const float tap = static_cast<float>(3 * ky + kx);
+          sum.x += won.x == tap ? v.x : 0, sum.y += won.y == tap ? v.y : 0;
+          sum.z += won.z == tap ? v.z : 0, sum.w += won.w == tap ? v.w : 0;
+        }
+      }
+      const int64_t pixel = (int64_t(tile.image + image) * input.height + y) * input.width + x;
+      add_to_state(to + pixel * call.pitch, 4 * quad, call.pitch, shuffled, sum);
+    };
+    for_input_pixels<C>(tile, kStride, input.height, input.width, images.end, collect);
+    // The next tile comes.
+    __syncthreads();
+  });
+}
+
+// Through a skip or `none`, which hands on nothing but NaN and infinities; with partial channels
+// (`past`) what goes past the candidates, the other parts of the channels.
+template <int C>
+__device__ __forceinline__ void collect_alike(const Reach& call, const ReachRoom<C>& room,
+                                              const int64_t* group, const Images& images) {
+  const int64_t* row = room.row;
+  const int height = static_cast<int>(row[kHeight]), width = static_cast<int>(row[kWidth]);
+  const int stride = static_cast<int>(row[kStride]), c = threadIdx.x % kQuads<C> * 4;
+  const int shuffled = static_cast<int>(group[kGroupShuffled]);
+  const bool past = row[kKind] == kBypass;
+  const float factor = row[kKind] == kNothing ? 0.f : 1.f;
+  const float* scale = room.coefficients + c;
+  const float* from = call.gradients + row[kGradient];
+  float* to = call.gradients + group[kGroupGradient];
+  const Tile start = tile_of(call.log_width, call.log_height, call.log_images, 0, 1);
+  for_tiles(start, call.height, images.first, images.end, [&](const Tile& tile) {
+    for_input_pixels<C>(tile, stride, height, width, images.end, [&](int image, int y, int x) {
+      if ((y | x) & (stride - 1)) return;  // no output reads it
+      const int64_t n = tile.image + image, pixel = (n * height + y) * width + x;
+      const int64_t at = (n * call.height + (y >> (stride - 1))) * call.width + (x >> (stride - 1));
+      const int end = past ? call.pitch : C;
+      for (int channel = past ? C + c : c; channel < end; channel += C) {
+        float4 v = *reinterpret_cast<const float4*>(from + at * row[kGradientPitch] + channel);
+        v = make_float4(scale[0] * v.x, scale[1] * v.y, scale[2] * v.z, scale[3] * v.w);
+        add_to_state(to + pixel * call.pitch, channel, call.pitch, shuffled,
+                     make_float4(v.x * factor, v.y * factor, v.z * factor, v.w * factor));
+      }
+    });
+  });
+  // The next row comes.
+  __syncthreads();
+}
+
+// What a row without layers hands the state.
+template <int C>
+__device__ __forceinline__ void collect(const Reach& call, const ReachRoom<C>& room,
+                                        const int64_t* group) {
+  const int64_t kind = room.row[kKind];
+  const Images images = images_of(call);
+  if (kind != kBypass) {
+    coefficients<C>(call, room.row, room.coefficients, reinterpret_cast<double*>(room.dz));
+  } else if (threadIdx.x < C) {
+    const float* g = call.g_weights;
+    room.coefficients[threadIdx.x] = g != nullptr ? g[room.row[kEdge]] : 1.f;
+  }
+  __syncthreads();
+  if (kind != kMaximum && kind != kAverage)
+    collect_alike<C>(call, room, group, images);
+  else if (room.row[kStride] == 1)
+    collect_pool<C, 1>(call, room, group, images);
+  else
+    collect_pool<C, 2>(call, room, group, images);
+}
+
+}  // namespace da2s_fast::cell

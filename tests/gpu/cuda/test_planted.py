@@ -1,0 +1,157 @@
+"""Bugs in the kernels of csrc/cuda are noticed: planted ones, wrong arguments, missing barriers."""
+
+import re
+
+import pytest
+import torch
+
+from da2s_fast.kernels.launch import Launch, launched_by
+from da2s_fast.ops.cell.plan import CellPlan
+from da2s_fast.ops.cell.triton import compiled, forward
+from tests.gpu.cells import check, tiles_of
+from tests.gpu.cuda.cells import (
+    ONE_ARCHITECTURE,
+    ONLY_SEPARABLE,
+    PLANS,
+    SMALL,
+    check_forward,
+    forward_of,
+)
+from tests.gpu.ptx import cuda
+from tests.gpu.ptx.errors import KernelFault, Race
+from tests.gpu.ptx.launcher import PtxLauncher
+from tests.ops.cell_cases import make_case
+from tests.ops.compare import Mismatch
+
+CONVOLVE, PULL, REACH = "cell/convolve.cuh", "cell/pull.cuh", "cell/reach.cuh"
+COLLECT, REACH_STATES = "cell/collect.cuh", "cell/reach_states.cuh"
+
+
+@ONE_ARCHITECTURE
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        # Outputs that nobody writes.
+        (CONVOLVE, "live[j] = pixel.live &&", "live[j] = c == 0 && pixel.live &&"),
+        (CONVOLVE, "    to[C] = squares;", ""),
+        # An index off by one: a tap, a row of the image, a pixel of the chunk.
+        ("cell/depthwise.cuh", "weights[(tap + k) * C + c]", "weights[(tap + k + 1) * C + c]"),
+        ("cell/tile.cuh", "y < height && n", "y <= height && n"),
+        ("cell/tile.cuh", "tile.top + pixel.y < height", "tile.top + pixel.y <= height"),
+        # A stride of one pixel in the place of a row's.
+        ("cell/depthwise.cuh", "from += kDilation * tile.columns * C;", "from += kDilation * C;"),
+    ],
+)
+def test_planted_bugs_are_noticed(device, planted, file, old, new):
+    planted(file, old, new)
+    with pytest.raises((Mismatch, KernelFault)):
+        check_forward(make_case(SMALL, (3, 5, 7)), device)
+
+
+@ONE_ARCHITECTURE
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        # An output that nobody writes.
+        (REACH, "    to[C] = room.sums[C + threadIdx.x];", ""),
+        # An index off by one: a tap of the kernel that is turned around, an image.
+        (REACH, "taps - 1 - tap", "(taps - tap) % taps"),
+        (REACH, "end < images ? end : images", "end < images ? end : images - 1"),
+        # A row's pitch in the place of a pixel's.
+        (PULL, "gradient + pixel.at * pitch + c", "gradient + pixel.at * C * 2 + c"),
+        (REACH_STATES, "const int64_t at = pixel * call.pitch;", "const int64_t at = pixel;"),
+        # What is there already is forgotten.
+        (COLLECT, "to->x + found.x", "found.x"),
+        # A tap of the next row.
+        (PULL, "from[(ky * kDilation * tile.columns + i) * C]", "from[(ky * C + i) * C]"),
+    ],
+    ids=["sums", "tap", "image", "pitch", "state's pitch", "sum", "row of taps"],
+)
+def test_planted_bugs_of_the_backward_pass_are_noticed(device, planted, file, old, new):
+    planted(file, old, new)
+    with pytest.raises((Mismatch, KernelFault)):
+        check(make_case(SMALL, (3, 5, 7)), torch.float32, device)
+
+
+@ONE_ARCHITECTURE
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        # Another tap than won, another column of outputs, a share of another window.
+        ("won.x == tap", "won.x == tap + 1"),
+        ("const int left = x + 1 - kx;", "const int left = x + kx;"),
+        ("inside(x, input.stride, input.width)", "3"),
+        # The last row of the image is nobody's.
+        ("y < height && tile.image", "y < height - 1 && tile.image"),
+        # Channels of the candidates in the place of those that go past them.
+        ("past ? C + c : c;", "c;"),
+        # `none` hands on its gradient.
+        ("== kNothing ? 0.f : 1.f", "== kNothing ? 1.f : 1.f"),
+    ],
+    ids=["tap", "column", "share", "row", "channel", "none"],
+)
+def test_planted_bugs_of_what_has_no_layers_are_noticed(device, planted, old, new):
+    planted(COLLECT, old, new)
+    with pytest.raises((Mismatch, KernelFault)):
+        check(make_case(PLANS["all kinds"], (2, 5, 7)), torch.float32, device)
+
+
+@ONE_ARCHITECTURE
+@pytest.mark.parametrize("argument", ["pitch", "chunk_pixels", "width", "halo"])
+def test_wrong_arguments_are_noticed(device, monkeypatch, argument):
+    def launch(kernel, grid, **arguments):
+        if kernel is compiled.CONVOLVE:
+            arguments[argument] -= 1
+        correct(kernel, grid, **arguments)
+
+    correct = forward.launch
+    monkeypatch.setattr(forward, "launch", launch)
+    with pytest.raises((Mismatch, KernelFault)):
+        check_forward(make_case(SMALL, (2, 5, 7)), device)
+
+
+BARRIER = re.compile(r"\n\s*bar\.sync\s+0;")
+
+
+@pytest.mark.skipif(not cuda.has_nvcc(), reason=cuda.MISSING)
+@pytest.mark.parametrize("second", [False, True], ids=["first layers", "second layers"])
+def test_every_missing_barrier_is_noticed(monkeypatch, second):
+    """By the machine; but the last of second layers.
+
+    Where a pack has one row, each thread has its own sums before moments are written.
+    tests/csrc/cuda has the backward pass too, whose entries hold the same barriers for several
+    kernel sizes.
+    """
+    monkeypatch.setattr(compiled, "_library_reason", lambda device: None)
+    launches: list[Launch] = []
+    plan = CellPlan(16, (*ONLY_SEPARABLE, "max_pool_3x3"), 2, False, ("identity",))
+    # Two tiles of one chunk; packs with and without pools.
+    with tiles_of(512), launched_by(launches.append):
+        forward_of(make_case(plan, (1, 20, 20)).to(torch.float32))
+    *_, last = [
+        one
+        for one in launches
+        if one.kernel is compiled.CONVOLVE and one.arguments["second"] == second
+    ]
+    entry = cuda.entry_of(last)
+    PtxLauncher(80)(last)
+    barriers = barriers_of(cuda.compile_cuda(last, 80).ptx, entry)
+    unnoticed = []
+    for number, (start, end) in enumerate(barriers):
+
+        def drop(text: str, start: int = start, end: int = end) -> str:
+            return text[:start] + text[end:]
+
+        try:
+            PtxLauncher(80, change=drop)(last)
+        except Race:
+            continue
+        unnoticed.append(number)
+    assert unnoticed == ([len(barriers) - 1] if second else [])
+
+
+def barriers_of(text: str, entry: str) -> list[tuple[int, int]]:
+    """Where those of an entry are."""
+    start = text.index(f".entry {entry}(")
+    end = text.find(".entry", start + 1)
+    return [match.span() for match in BARRIER.finditer(text, start, end if end > 0 else len(text))]

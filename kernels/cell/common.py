@@ -159,12 +159,13 @@ def merged_moments(
     squares = tl.load(at + width, mask=there, other=0.0)
     # Around the first chunk's mean, so that the sum over chunks is one of small numbers.
     first = tl.load(moments + channel, mask=known, other=0.0)
+    share = 1 / pixels.to(tl.float64)
     off = tl.where(there, means - first[None, :], 0)
-    shift = tl.sum(times(tl.broadcast_to(size, off.shape), off), axis=0) / pixels
+    shift = tl.sum(times(tl.broadcast_to(size, off.shape), off), axis=0) * share
     off = tl.where(there, off - shift[None, :], 0)
     # Not of products, but of fused sums: nothing is left to fuse.
     total = tl.sum(squares + size * off * off, axis=0)
-    return first + shift, total / pixels
+    return first + shift, total * share
 
 
 @triton.jit
@@ -216,8 +217,19 @@ def norm(
 
 @triton.jit
 def inverse_deviation(variance, EPS: tl.constexpr):
-    """Return 1 / sqrt(variance + eps) in the variance's type."""
-    return (1 / tl.sqrt(variance.to(tl.float64) + EPS)).to(variance.dtype)
+    """Return 1 / sqrt(variance + eps) in the variance's type.
+
+    Roots and quotients in double precision take dozens of instructions, which most GPUs have few
+    units for, and every program of a tile needs some of these. From what single precision has for
+    it, a step of Newton's method in double precision leads to more digits than single has.
+    """
+    exact = variance.to(tl.float64) + EPS
+    if variance.dtype == tl.float64:
+        return 1 / tl.sqrt(exact)
+    rough = tl.rsqrt(exact.to(tl.float32)).to(tl.float64)
+    better = rough * (1.5 - 0.5 * exact * rough * rough)
+    # Of an infinite variance the rough one is 0, and 0 * infinity no number.
+    return tl.where(rough == 0, rough, better).to(variance.dtype)
 
 
 @triton.jit

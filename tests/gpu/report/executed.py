@@ -1,4 +1,4 @@
-"""Meters of launches that are executed: sectors, asked for and different ones."""
+"""Meters of launches that are executed: instructions, sectors asked for and different ones."""
 
 from __future__ import annotations
 
@@ -50,6 +50,7 @@ def _summed(meters: list[Meter]) -> Row:
     summed = total(meters)
     return {
         "launches": len(meters),
+        "instructions": summed.instructions.total(),
         "requested": SECTOR * summed.requested,
         "read": SECTOR * summed.sectors_read,
         "written": SECTOR * summed.sectors_written,

@@ -29,7 +29,7 @@ ARCHITECTURES = (80, 90, 100)
 _FIRST = ARCHITECTURES[0]
 # Sectors hardly depend on the architecture: what takes long is executed for one of them.
 _EVERYWHERE = ("discretization_loss", "mixed_sum", "cell, C=16")
-_SUMMED = ("requested", "read", "written", "once")
+_SUMMED = ("instructions", "requested", "read", "written", "once")
 
 Job = tuple[Callable[..., list[Row]], tuple[Any, ...]]
 

@@ -23,12 +23,14 @@ NUMBERS, PAGE = _DOCS / "gpu_meters.json", _DOCS / "gpu_meters.md"
 COMPILED, EXECUTED, NETWORK = "compiled", "executed", "network"
 _KEY = ("case", "kernel", "arch")
 MORE_IS_WORSE = (
-    "launches", "registers", "spilled", "shared", "atomics", "requested", "read", "written",
-    "calls",
+    "launches", "registers", "spilled", "shared", "atomics", "instructions", "requested", "read",
+    "written", "calls",
 )  # fmt: skip
 LESS_IS_WORSE = ("occupancy", "wide")
 # Another Triton compiles otherwise, for which nobody here is to blame.
-_BY_COMPILER = ("registers", "spilled", "shared", "requested", "occupancy", "wide")
+_BY_COMPILER = (
+    "registers", "spilled", "shared", "instructions", "requested", "occupancy", "wide",
+)  # fmt: skip
 
 # What eager PyTorch does for the same network, counted by dispatch mode (docs/engine.md), and the
 # share of it that is aimed at.
@@ -183,20 +185,20 @@ def _network_section(report: Report) -> list[str]:
         "",
     ]
     head = [
-        "memory", "launches", "torch calls", "requested", "read", "written", "torch",
-        "one image", f"each of {batch}", "least",
+        "memory", "launches", "torch calls", "instructions", "requested", "read", "written",
+        "torch", "one image", f"each of {batch}", "least",
     ]  # fmt: skip
     rows = []
     for row in network:
         ours = row["read"] + row["written"]
         rows.append(
             [
-                row["case"], row["launches"], row["calls"],
+                row["case"], row["launches"], row["calls"], _millions(row["instructions"]),
                 *map(_mb, (row["requested"], row["read"], row["written"], row["torch"])),
                 _mb(ours + row["torch"]), _mb(per_image(row, batch)), _mb(row["least"]),
             ]
         )  # fmt: skip
-    return [*lines, *_table(head, rows), "", "In MB."]
+    return [*lines, *_table(head, rows), "", "In millions, of warps, and MB."]
 
 
 def per_image(row: Row, batch: int) -> float:
@@ -209,10 +211,11 @@ def _executed_section(report: Report) -> list[str]:
     lines = [
         "## Executed",
         "",
-        "For one image, all launches of a kernel together. Requested: sectors of 32 bytes that "
-        "instructions of",
-        "warps ask for, which is traffic of L1 and L2. Unique: different sectors of each launch, "
-        "read or written.",
+        "For one image, all launches of a kernel together. Instructions: of PTX, of warps. "
+        "Requested: sectors of",
+        "32 bytes that these ask for, which is traffic of L1 and L2. Unique: different sectors of "
+        "each launch, read",
+        "or written.",
         "Least: every tensor once on either side of a barrier, without weights and sums "
         "(da2s_fast/ops/cell/cost.py);",
         "it stands where the last of the kernels that share it stands. 128 bits: the share of "
@@ -221,13 +224,13 @@ def _executed_section(report: Report) -> list[str]:
         "",
     ]
     head = [
-        "case", "kernel", "sm", "launches", "requested KB", "unique KB", "read", "written",
-        "least KB", "128 bits", "atomics",
+        "case", "kernel", "sm", "launches", "instructions", "requested KB", "unique KB", "read",
+        "written", "least KB", "128 bits", "atomics",
     ]  # fmt: skip
     rows = [
         [
             row["case"], row["kernel"], row["arch"], row["launches"],
-            _kb(row["requested"]),
+            f"{row['instructions']:,}", _kb(row["requested"]),
             *map(_kb, (row["read"] + row["written"], row["read"], row["written"])),
             _kb(row["least"]) if "least" in row else "",
             _percent(row["wide"]), row["atomics"],
@@ -269,6 +272,10 @@ def _compiled_section(report: Report) -> list[str]:
 def _table(head: list[str], rows: Iterable[list[Any]]) -> list[str]:
     lines = [head, ["---"] * len(head), *rows]
     return ["| " + " | ".join(map(str, line)) + " |" for line in lines]
+
+
+def _millions(count: float) -> str:
+    return f"{count / 1e6:.1f}"
 
 
 def _mb(size: float) -> str:

@@ -9,8 +9,8 @@ import triton
 import triton.language as tl
 
 from da2s_fast.kernels.cell.common import beats, load_pixels, norm, place_of, split, store_pixels
+from da2s_fast.kernels.cell.norm_backward import weight_of
 from da2s_fast.kernels.cell.rows import (
-    BYPASS,
     EDGE,
     FROZEN,
     HEIGHT,
@@ -76,6 +76,7 @@ def bypassed(row, states, n, y, x, live, channel, known, pitch):
 @triton.jit
 def mix(
     table,
+    candidates,
     rows,
     p_weights,
     g_weights,
@@ -106,7 +107,8 @@ def mix(
 
     Given:
         table: of `Layer`: the candidates, then, with partial channels, a bypass per edge.
-        rows: how many.
+        candidates: how many of them there are.
+        rows: how many of both.
         p_weights: (edges, operations).
         g_weights: (edges,) or None.
         operations: columns of p.
@@ -139,37 +141,17 @@ def mix(
     )
     for part in tl.static_range(SHUFFLED):
         total = tl.zeros((PIXELS, BLOCK), dtype)
-        for index in range(0, rows):
-            row = table + index * LAYER
-            kind = tl.load(row + KIND)
-            edge = tl.load(row + EDGE)
-            if g_weights is not None:
-                scale = tl.load(g_weights + edge).to(dtype)
-            else:
-                scale = tl.full((), 1, dtype)
-            if (kind == BYPASS) & (part > 0):
-                total += scale * bypassed(
-                    row, states, n, y, x, live, part * channels + c, known, channels * SHUFFLED
+        if part == 0:
+            for index in range(0, candidates):
+                row = table + index * LAYER
+                edge = tl.load(row + EDGE)
+                scale = weight_of(
+                    p_weights, g_weights, edge, tl.load(row + OPERATION), operations, dtype
                 )
-            if (kind != BYPASS) & (part == 0):
-                scale = scale * tl.load(
-                    p_weights + edge * operations + tl.load(row + OPERATION)
-                ).to(dtype)
                 values, own = candidate(
-                    row,
-                    states,
-                    z,
-                    n,
-                    y,
-                    x,
-                    p,
-                    live,
-                    c,
-                    known,
-                    channels,
-                    channels * SHUFFLED,
+                    row, states, z, n, y, x, p, live, c, known, channels, channels * SHUFFLED,
                     HALVES,
-                )
+                )  # fmt: skip
                 place = tl.load(row + STATISTICS)
                 if place >= 0:
                     mean, rstd = norm(
@@ -180,6 +162,15 @@ def mix(
                     values = (values - mean[None, :]) * rstd[None, :]
                     values = tl.where(own[None, :], values, 0)
                 total += scale * values
+        else:
+            for index in range(candidates, rows):
+                row = table + index * LAYER
+                scale = tl.full((), 1, dtype)
+                if g_weights is not None:
+                    scale = tl.load(g_weights + tl.load(row + EDGE)).to(dtype)
+                total += scale * bypassed(
+                    row, states, n, y, x, live, part * channels + c, known, channels * SHUFFLED
+                )
         column = c * SHUFFLED + part
         store_pixels(to_state, p.to(tl.int64), channels * SHUFFLED, column, live, known, total)
         if HAS_OUTPUT:

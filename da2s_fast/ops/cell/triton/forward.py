@@ -341,6 +341,7 @@ def _mix(call: Call, step: Round, output: Slot) -> None:
         (cdiv(layout.pixels(step.node), tile), blocks),
         **launched_as("mix", call.states.device, tile * block),
         table=step.mixed.table,
+        candidates=step.candidates,
         rows=step.mixed.length,
         p_weights=call.p,
         g_weights=call.g,

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 
+from da2s_fast.kernels.cell import rows
 from da2s_fast.kernels.cell.rows import Layer, Pack
 from da2s_fast.ops.cell.triton.cell_rows import CellRows
 from da2s_fast.ops.cell.triton.layout import layout_of
@@ -31,7 +32,8 @@ class Round(NamedTuple):
         second: second layers of separable convolutions.
         first_packs: of the former.
         second_packs: of the latter, each its own.
-        mixed: all its candidates, then a bypass for every edge.
+        candidates: how many it has.
+        mixed: all of them, then, with partial channels, a bypass for every edge.
         reaching: what reaches states.
     """
 
@@ -40,6 +42,7 @@ class Round(NamedTuple):
     second: Rows
     first_packs: Packs
     second_packs: Packs
+    candidates: int
     mixed: Rows
     reaching: Reaching
 
@@ -133,6 +136,7 @@ class _RoundRows(NamedTuple):
             second,
             Packs(first_packs, windows_of(self.first)),
             Packs(second_packs, windows_of(self.second)),
+            sum(row.kind != rows.BYPASS.value for row in self.mixed),
             mixed,
             self.reaching.uploaded(*reaching),
         )

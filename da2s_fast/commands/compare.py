@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from jsonargparse import ArgumentParser, Namespace
 
-from da2s_fast.commands.output import result_console
+from da2s_fast.commands.output import logger, result_console
 from da2s_fast.report import compare_runs
 
 
@@ -27,5 +27,7 @@ def run(arguments: Namespace) -> None:
     comparison = compare_runs(arguments.runs)
     screen = result_console()
     screen.print(comparison.table())
+    for note in comparison.notes:
+        logger.warning(note)
     if "html" in arguments:
         screen.print(str(comparison.write_html(arguments.html)), soft_wrap=True)

@@ -23,7 +23,7 @@ from da2s_fast.report import formatting
 from da2s_fast.report.curves import Chart
 from da2s_fast.report.page import flatten, render, write_page
 from da2s_fast.report.plots import Line, plot_lines
-from da2s_fast.report.retrained import is_retraining, retrained_accuracy
+from da2s_fast.report.retrained import idle_trainings, is_retraining, retrained_accuracy
 from da2s_fast.report.run import RunRecord, load_run
 from da2s_fast.report.style import SLOTS
 
@@ -126,9 +126,13 @@ class Group:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs by group; ``table()`` for the terminal, ``write_html(path)`` for a page."""
+    """Runs by group; ``table()`` for the terminal, ``write_html(path)`` for a page.
+
+    ``notes`` say what of the folders given counts nowhere.
+    """
 
     groups: tuple[Group, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def rows(self) -> tuple[Row, ...]:
@@ -231,11 +235,11 @@ def compare_runs(run_dirs: Sequence[str | Path]) -> Comparison:
         row = Row(record, {metric.key: metric.take(record) for metric in METRICS})
         grouped.setdefault(_identity(record), []).append(row)
     labels = _labels([rows[0].record for rows in grouped.values()])
-    return Comparison(
-        tuple(
-            Group(label, tuple(rows)) for label, rows in zip(labels, grouped.values(), strict=True)
-        )
-    )
+    groups = [
+        Group(label, tuple(rows)) for label, rows in zip(labels, grouped.values(), strict=True)
+    ]
+    records = [row.record for group in groups for row in group.rows]
+    return Comparison(tuple(groups), tuple(idle_trainings(trainings, records)))
 
 
 def _identity(record: RunRecord) -> tuple[tuple[str, str], ...]:

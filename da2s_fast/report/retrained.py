@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+import shlex
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -49,6 +50,23 @@ def read_retraining(path: Path) -> Retraining | None:
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return found if math.isfinite(found.test_accuracy) else None
+
+
+def idle_trainings(paths: Iterable[Path], records: Sequence[RunRecord]) -> Iterator[str]:
+    """Which of these trainings stand with none of the searches, each with the reason."""
+    found = {(record.genotype, record.summary.get("data")) for record in records if record.summary}
+    for path in paths:
+        training = read_retraining(path)
+        if training is None:
+            yield (
+                f"{path} counts nowhere: it is a training that has diverged, or is not finished; "
+                f"continue it with da2s retrain --resume {shlex.quote(str(path))}"
+            )
+        elif (training.genotype, training.data) not in found:
+            yield (
+                f"{path} counts nowhere: what was trained there on {training.data} is the result "
+                "of no search that is compared"
+            )
 
 
 def retrained_accuracy(record: RunRecord, others: Iterable[Path] = ()) -> float | None:

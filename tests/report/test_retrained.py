@@ -48,3 +48,15 @@ def test_trainings_among_the_folders_are_no_runs_and_may_lie_anywhere(make_run, 
     assert retrained(training, run) == [0.9]
     with pytest.raises(UserError, match="of a search"):
         compare_runs([training])
+
+
+def test_trainings_that_count_nowhere_are_said(make_run, tmp_path):
+    run = make_run("searches/run")
+    right = build_training(tmp_path / "right", 0.9)
+    unfinished = build_training(tmp_path / "not yet", 0.9, finished=False)
+    other = build_training(tmp_path / "other", 0.1, genotype=GENOTYPES["imbalanced"])
+    assert compare_runs([run, right]).notes == ()
+    first, second = compare_runs([run, unfinished, right, other]).notes
+    assert f"continue it with da2s retrain --resume '{unfinished}'" in first
+    assert str(other) in second
+    assert "no search" in second

@@ -90,7 +90,7 @@ __device__ __forceinline__ void collect_pool(const Reach& call, const ReachRoom<
   for_tiles(start, call.height, images.first, images.end, [&](const Tile& tile) {
     load_pool<C>(call, room, tile, input, images.end, shares, winners);
     __syncthreads();
-    const auto collect = [&](int image, int y, int x) {
+    const auto add_windows = [&](int image, int y, int x) {
       float4 sum = make_float4(0, 0, 0, 0);
 #pragma unroll 1
       for (int ky = 0; ky < 3; ++ky) {
@@ -116,7 +116,7 @@ __device__ __forceinline__ void collect_pool(const Reach& call, const ReachRoom<
       const int64_t pixel = (int64_t(tile.image + image) * input.height + y) * input.width + x;
       add_to_state(to + pixel * call.pitch, 4 * quad, call.pitch, shuffled, sum);
     };
-    for_input_pixels<C>(tile, kStride, input.height, input.width, images.end, collect);
+    for_input_pixels<C>(tile, kStride, input.height, input.width, images.end, add_windows);
     // The next tile comes.
     __syncthreads();
   });

@@ -61,7 +61,7 @@ __device__ __forceinline__ void gather_strided(const Reach& call, const ReachRoo
   for_tiles(start, call.height, images.first, images.end, [&](const Tile& tile) {
     load_tile<C>(room.tile, tile, input, call.gradients + row[kReached], C, images.end, Plain{});
     __syncthreads();
-    const auto collect = [&](int image, int y, int x) {
+    const auto gather = [&](int image, int y, int x) {
       float4 sum = make_float4(0, 0, 0, 0);
       for (int ky = (y + padding) % 2; ky < kernel; ky += dilation == 1 ? 2 : 1) {
         const int up = y + padding - ky * dilation;
@@ -81,7 +81,7 @@ __device__ __forceinline__ void gather_strided(const Reach& call, const ReachRoo
       const int64_t pixel = (int64_t(tile.image + image) * in_height + y) * in_width + x;
       add_behind_relu(call, group, source, pixel, c, sum);
     };
-    for_input_pixels<C>(tile, 2, in_height, in_width, images.end, collect);
+    for_input_pixels<C>(tile, 2, in_height, in_width, images.end, gather);
     // The next tile comes.
     __syncthreads();
   });

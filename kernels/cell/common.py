@@ -10,7 +10,11 @@ import triton.language as tl
 
 @triton.jit
 def split(pixel, height, width):
-    """Return image, row and column of pixels."""
+    """Return image, row and column of pixels.
+
+    Heights and widths are constants of the kernels: quotients by others take dozens of
+    instructions, for every pixel.
+    """
     row = pixel // width
     return row // height, row % height, pixel % width
 
@@ -107,6 +111,12 @@ def chunk_sizes(pixels, tiles_per_chunk, PIXELS: tl.constexpr, CHUNKS: tl.conste
 
 
 @triton.jit
+def share_of(pixels):
+    """Return 1 / pixels, float64; Triton makes a number of 1 that it is given a constant."""
+    return 1 / tl.full((), pixels, tl.float64)
+
+
+@triton.jit
 def own_pixels(chunk, images, size, pixels):
     """Return the first pixel of a chunk of whole images, and the one behind it."""
     first = tl.minimum(chunk * images * size, pixels)
@@ -141,31 +151,28 @@ def merge_moments(count, mean, squares, more, its_mean, its_squares):
 
 
 @triton.jit
-def merged_moments(
-    moments,
-    channel,
-    known,
-    width,
-    pixels,
-    tiles_per_chunk,
-    PIXELS: tl.constexpr,
-    CHUNKS: tl.constexpr,
-):
+def add_pairs(left, also_left, right, also_right):
+    """Add two sums at once."""
+    return left + right, also_left + also_right
+
+
+@triton.jit
+def merged_moments(moments, channel, known, width, sizes, share, CHUNKS: tl.constexpr):
     """Return mean and biased variance from the chunks' partial (CHUNKS, 2, width) moments."""
-    size = chunk_sizes(pixels, tiles_per_chunk, PIXELS, CHUNKS)[:, None]
+    size = sizes[:, None]
     at = moments + tl.arange(0, CHUNKS)[:, None] * (2 * width) + channel[None, :]
     there = (size > 0) & known[None, :]
     means = tl.load(at, mask=there, other=0.0)
     squares = tl.load(at + width, mask=there, other=0.0)
-    # Around the first chunk's mean, so that the sum over chunks is one of small numbers.
+    # Around the first chunk's mean, so that sums over chunks are those of small numbers. Both come
+    # from one exchange between threads: what mixes candidates waits for it most of the time.
     first = tl.load(moments + channel, mask=known, other=0.0)
-    share = 1 / pixels.to(tl.float64)
     off = tl.where(there, means - first[None, :], 0)
-    shift = tl.sum(times(tl.broadcast_to(size, off.shape), off), axis=0) * share
-    off = tl.where(there, off - shift[None, :], 0)
-    # Not of products, but of fused sums: nothing is left to fuse.
-    total = tl.sum(squares + size * off * off, axis=0)
-    return first + shift, total * share
+    weighed = times(tl.broadcast_to(size, off.shape), off)
+    shift, total = tl.reduce((weighed, tl.fma(weighed, off, squares)), 0, add_pairs)
+    shift = times(shift, tl.broadcast_to(share, shift.shape))
+    variance = tl.fma(-shift, shift, times(total, tl.broadcast_to(share, total.shape)))
+    return first + shift, tl.where(variance < 0, 0, variance)
 
 
 @triton.jit
@@ -177,11 +184,10 @@ def norm(
     channel,
     known,
     width,
-    pixels,
-    tiles_per_chunk,
+    sizes,
+    share,
     writes,
     EPS: tl.constexpr,
-    PIXELS: tl.constexpr,
     CHUNKS: tl.constexpr,
 ):
     """Return mean and 1 / sqrt(variance + eps) of a norm.
@@ -194,8 +200,8 @@ def norm(
         channel: channels wanted.
         known: which of them there are.
         width: channels of the norm.
-        pixels: values per channel.
-        tiles_per_chunk: of the launch that wrote the moments.
+        sizes: of the chunks of the launch that wrote the moments, see `chunk_sizes`.
+        share: `share_of` the batch's pixels: a quotient that those with many norms take once.
         writes: whether this program writes down what it merged.
     """
     at = statistics + place + channel
@@ -204,7 +210,7 @@ def norm(
         variance = tl.load(at + width, mask=known, other=0.0)
     else:
         exact_mean, exact_variance = merged_moments(
-            moments, channel, known, width, pixels, tiles_per_chunk, PIXELS, CHUNKS
+            moments, channel, known, width, sizes, share, CHUNKS
         )
         # Rounded before use: backward and a second forward read what is written here.
         mean = exact_mean.to(statistics.dtype.element_ty)

@@ -11,11 +11,13 @@ import triton
 import triton.language as tl
 
 from da2s_fast.kernels.cell.common import (
+    chunk_sizes,
     merge_moments,
     moments_of_tile,
     norm,
     place_of,
     product,
+    share_of,
     split,
     store_pixels,
 )
@@ -59,8 +61,9 @@ def inner_norm(
     """
     return norm(
         statistics, tl.load(row + INNER), KNOWN or tl.load(row + INNER_FROZEN) != 0,
-        moments + tl.load(row + INNER_MOMENTS), c, known, channels, pixels, tiles_per_chunk,
-        (tl.program_id(0) == 0) & (tl.program_id(2) == 0), EPS, PIXELS, CHUNKS,
+        moments + tl.load(row + INNER_MOMENTS), c, known, channels,
+        chunk_sizes(pixels, tiles_per_chunk, PIXELS, CHUNKS), share_of(pixels),
+        (tl.program_id(0) == 0) & (tl.program_id(2) == 0), EPS, CHUNKS,
     )  # fmt: skip
 
 
@@ -73,9 +76,9 @@ def convolve(
     moments,
     statistics,
     pixels,
-    height,
-    width,
-    channels,
+    height: tl.constexpr,
+    width: tl.constexpr,
+    channels: tl.constexpr,
     pitch,
     tiles_per_chunk,
     HALVES: tl.constexpr,

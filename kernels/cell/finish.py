@@ -50,7 +50,7 @@ def finish(
     to_p,
     to_g,
     to_weights,
-    channels,
+    channels: tl.constexpr,
     EPS: tl.constexpr,
     CHUNKS: tl.constexpr,
     BLOCK: tl.constexpr,

@@ -8,7 +8,16 @@ the output.
 import triton
 import triton.language as tl
 
-from da2s_fast.kernels.cell.common import beats, load_pixels, norm, place_of, split, store_pixels
+from da2s_fast.kernels.cell.common import (
+    beats,
+    chunk_sizes,
+    load_pixels,
+    norm,
+    place_of,
+    share_of,
+    split,
+    store_pixels,
+)
 from da2s_fast.kernels.cell.norm_backward import weight_of
 from da2s_fast.kernels.cell.rows import (
     EDGE,
@@ -89,9 +98,9 @@ def mix(
     output,
     output_strides,
     pixels,
-    height,
-    width,
-    channels,
+    height: tl.constexpr,
+    width: tl.constexpr,
+    channels: tl.constexpr,
     tiles_per_chunk,
     SHUFFLED: tl.constexpr,
     HALVES: tl.constexpr,
@@ -139,6 +148,8 @@ def mix(
         + y.to(tl.int64) * output_strides[2]
         + x.to(tl.int64) * output_strides[3]
     )
+    sizes = chunk_sizes(pixels, tiles_per_chunk, CHUNK_PIXELS, CHUNKS)
+    share = share_of(pixels)
     for part in tl.static_range(SHUFFLED):
         total = tl.zeros((PIXELS, BLOCK), dtype)
         if part == 0:
@@ -156,8 +167,8 @@ def mix(
                 if place >= 0:
                     mean, rstd = norm(
                         statistics, place, KNOWN or tl.load(row + FROZEN) != 0,
-                        moments + tl.load(row + MOMENTS), c, own, channels, pixels,
-                        tiles_per_chunk, tl.program_id(0) == 0, EPS, CHUNK_PIXELS, CHUNKS,
+                        moments + tl.load(row + MOMENTS), c, own, channels, sizes, share,
+                        tl.program_id(0) == 0, EPS, CHUNKS,
                     )  # fmt: skip
                     values = (values - mean[None, :]) * rstd[None, :]
                     values = tl.where(own[None, :], values, 0)

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from da2s_fast.kernels.cell.common import (
+    chunk_sizes,
     load_pixels,
     merge_moments,
     moments_of_tile,
@@ -20,6 +21,7 @@ from da2s_fast.kernels.cell.common import (
     place_of,
     product,
     rectified,
+    share_of,
     split,
     store_pixels,
 )
@@ -107,9 +109,9 @@ def prepare(
     scratch,
     moments,
     pixels,
-    height,
-    width,
-    channels,
+    height: tl.constexpr,
+    width: tl.constexpr,
+    channels: tl.constexpr,
     tiles_per_chunk,
     DOT: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -167,9 +169,9 @@ def settle(
     statistics,
     states,
     pixels,
-    height,
-    width,
-    channels,
+    height: tl.constexpr,
+    width: tl.constexpr,
+    channels: tl.constexpr,
     tiles_per_chunk,
     EPS: tl.constexpr,
     PIXELS: tl.constexpr,
@@ -192,8 +194,9 @@ def settle(
     else:
         mean, rstd = norm(
             statistics, place, tl.load(row + PART_FROZEN) != 0,
-            moments + tl.load(row + PART_MOMENTS), c, known, channels, pixels, tiles_per_chunk,
-            tl.program_id(0) == 0, EPS, PIXELS, CHUNKS,
+            moments + tl.load(row + PART_MOMENTS), c, known, channels,
+            chunk_sizes(pixels, tiles_per_chunk, PIXELS, CHUNKS), share_of(pixels),
+            tl.program_id(0) == 0, EPS, CHUNKS,
         )  # fmt: skip
         z = load_pixels(scratch + place_of(row + PART_Z), p.to(tl.int64), channels, c, live, known)
         values = (z - mean[None, :]) * rstd[None, :]

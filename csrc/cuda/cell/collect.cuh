@@ -21,9 +21,13 @@ __device__ __forceinline__ void add_to_state(float* gradient, int c, int pitch, 
     return;
   }
   const float numbers[4] = {found.x, found.y, found.z, found.w};
+  const int length = pitch / shuffled;
+  int part = c % shuffled, place = c / shuffled;
 #pragma unroll
-  for (int i = 0; i < 4; ++i)
-    gradient[(c + i) % shuffled * (pitch / shuffled) + (c + i) / shuffled] += numbers[i];
+  for (int i = 0; i < 4; ++i) {
+    gradient[part * length + place] += numbers[i];
+    if (++part == shuffled) part = 0, ++place;
+  }
 }
 
 // Call `work(image, y, x)` for a thread's pixels of the input that lies before a tile of outputs;

@@ -165,7 +165,7 @@ def merged_moments(moments, channel, known, width, sizes, share, CHUNKS: tl.cons
     means = tl.load(at, mask=there, other=0.0)
     squares = tl.load(at + width, mask=there, other=0.0)
     # Around the first chunk's mean, so that sums over chunks are those of small numbers. Both come
-    # from one exchange between threads: what mixes candidates waits for it most of the time.
+    # from one exchange between threads.
     first = tl.load(moments + channel, mask=known, other=0.0)
     off = tl.where(there, means - first[None, :], 0)
     weighed = times(tl.broadcast_to(size, off.shape), off)

@@ -139,7 +139,8 @@ struct Collect {
         const int parts = shape.shuffled ? shape.parts : 1;
         const int64_t at = pixel * pitch + c % parts * (pitch / parts) + c / parts;
         const double expected = before[at] + more[pixel * pitch + c];
-        DA2S_CHECK(std::fabs(gradients[state() + at] - expected) <= 1e-5 * (20 + std::fabs(expected)));
+        DA2S_CHECK(std::fabs(gradients[state() + at] - expected) <=
+                   1e-5 * (20 + std::fabs(expected)));
       }
   }
 

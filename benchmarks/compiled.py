@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from tempfile import TemporaryDirectory
@@ -77,7 +77,7 @@ def compiled_jobs(options: Any, case: Case, row: Row, device: str) -> Iterator[l
         yield []
         return
     with TemporaryDirectory() as cache:
-        build: Callable[[], Subject] = partial(compiled_subject, case, row, device, cache)
+        build = partial(compiled_subject, case, row, device, cache)
         yield [Job(case, row, options.batch, device, build=build, limit=options.compile_limit)]
 
 

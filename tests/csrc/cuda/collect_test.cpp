@@ -9,6 +9,7 @@
 
 #include "../buffers.h"
 #include "../check.h"
+#include "before_norm.h"
 #include "cuda/cell/reach_states.cuh"
 #include "missing.h"
 
@@ -119,14 +120,8 @@ struct Collect {
 
   // dL/dz of the maximum, which has a norm.
   double dz(int64_t pixel, int c) const {
-    double shift = 0, slope = 0;
-    for (int chunk = 0; chunk < chunks; ++chunk) {
-      shift += sums[chunk * 2 * C + c] / pixels;
-      slope += sums[(chunk * 2 + 1) * C + c] / pixels;
-    }
-    const double rstd = 1 / std::sqrt(statistics[C + c] + kEps);
-    const double back = shift + (z[pixel * C + c] - statistics[c]) * slope * rstd * rstd;
-    return weight(0) * rstd * (gradients[pixel * pitch + c] - back);
+    return before_norm(sums.data(), chunks, C, c, pixels, statistics.data(), kEps, weight(0),
+                       gradients[pixel * pitch + c], z[pixel * C + c]);
   }
 
   void check() const {

@@ -9,6 +9,7 @@
 
 #include "../buffers.h"
 #include "../check.h"
+#include "before_norm.h"
 #include "missing.h"
 
 namespace da2s_fast::test {
@@ -119,16 +120,10 @@ struct ReachStates {
 
   // dL/dz of a layer's output, and its product with the weights.
   double dz(int layer, int64_t p, int c) const {
-    double shift = 0, slope = 0;
-    for (int chunk = 0; chunk < chunks; ++chunk) {
-      shift += sums[(layer * chunks + chunk) * 2 * C + c] / pixels;
-      slope += sums[((layer * chunks + chunk) * 2 + 1) * C + c] / pixels;
-    }
-    const float* norm = statistics.data() + layer * 2 * C;
-    const double rstd = 1 / std::sqrt(norm[C + c] + kEps);
     const int64_t at = (layer * pixels + p) * C + c;
-    const double back = shift + (z[at] - norm[c]) * slope * rstd * rstd;
-    return (layer == 0 ? shares[1] : 1) * rstd * (gradients[at] - back);
+    return before_norm(sums.data() + layer * 2 * chunks * C, chunks, C, c, pixels,
+                       statistics.data() + layer * 2 * C, kEps, layer == 0 ? shares[1] : 1,
+                       gradients[at], z[at]);
   }
   double reached(int layer, int64_t p, int c) const {
     double sum = 0;

@@ -9,6 +9,7 @@
 
 #include "../buffers.h"
 #include "../check.h"
+#include "before_norm.h"
 #include "missing.h"
 
 namespace da2s_fast::test {
@@ -96,14 +97,8 @@ struct Reach {
 
   // dL/dz of the layer's output.
   double dz(int64_t p, int c) const {
-    double shift = 0, slope = 0;
-    for (int chunk = 0; chunk < chunks; ++chunk) {
-      shift += sums[chunk * 2 * C + c] / pixels;
-      slope += sums[(chunk * 2 + 1) * C + c] / pixels;
-    }
-    const double rstd = 1 / std::sqrt(statistics[C + c] + kEps);
-    const double back = shift + (z[p * C + c] - statistics[c]) * slope * rstd * rstd;
-    return shares[1] * rstd * (gradients[p * C + c] - back);
+    return before_norm(sums.data(), chunks, C, c, pixels, statistics.data(), kEps, shares[1],
+                       gradients[p * C + c], z[p * C + c]);
   }
   // Its product with the weights; the layer's input.
   double reached(int64_t p, int c) const {

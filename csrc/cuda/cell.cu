@@ -1,10 +1,9 @@
 // The kernels of csrc/cuda/cell, and the operators that start them. Without torch (DA2S_STANDALONE)
 // there are only the kernels: that is how tests compile them.
+#include "cell/backward.cuh"
 #include "cell/convolve.cuh"
-#include "cell/reach.cuh"
-#include "cell/reach_states.cuh"
 
-// Two programs of `reach_states` with 16 channels fit into the shared memory of compute capability
+// Two programs of `reach` with 16 channels fit into the shared memory of compute capability
 // 9.0 and later. Where a second one would not fit, registers left for it would be spilled for
 // nothing.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
@@ -23,13 +22,11 @@
     extern __shared__ __align__(16) char shared[];                                  \
     da2s_fast::cell::__VA_ARGS__(call, shared);                                     \
   }
-#define DA2S_CHANNELS(C)                                                                 \
-  DA2S_KERNEL(cell_convolve_##C, Convolve, (C > 16 ? 1 : 2), convolve<C, false>)         \
-  DA2S_KERNEL(cell_convolve_##C##_second, Convolve, 2, convolve<C, true>)                \
-  DA2S_KERNEL(cell_reach_inner_##C, Reach, (C > 32 ? 1 : 2), reach_inner<C, 5>)          \
-  DA2S_KERNEL(cell_reach_inner_##C##_7x7, Reach, 1, reach_inner<C, 7>)                   \
-  DA2S_KERNEL(cell_reach_states_##C, Reach, (C > 16 ? 1 : DA2S_TWO), reach_states<C, 5>) \
-  DA2S_KERNEL(cell_reach_states_##C##_7x7, Reach, 1, reach_states<C, 7>)
+#define DA2S_CHANNELS(C)                                                         \
+  DA2S_KERNEL(cell_convolve_##C, Convolve, (C > 16 ? 1 : 2), convolve<C, false>) \
+  DA2S_KERNEL(cell_convolve_##C##_second, Convolve, 2, convolve<C, true>)        \
+  DA2S_KERNEL(cell_reach_##C, Reach, (C > 16 ? 1 : DA2S_TWO), reach<C, 5>)       \
+  DA2S_KERNEL(cell_reach_##C##_7x7, Reach, 1, reach<C, 7>)
 
 DA2S_CHANNELS(4)
 DA2S_CHANNELS(8)
@@ -114,17 +111,22 @@ void cell_convolve(std::vector<int64_t> grid, Tensor table, Tensor packs, Tensor
         "cell_convolve", grid, shared, z, call);
 }
 
-// `cell_reach_states` where there are rows of layers for groups of states, else `cell_reach_inner`.
-void cell_reach(std::vector<int64_t> grid, Tensor table, std::optional<Tensor> layers,
-                std::optional<Tensor> states, Tensor z, Tensor gradients, Tensor weights,
-                std::optional<Tensor> weight_gradients, Tensor p_weights,
-                std::optional<Tensor> g_weights, Tensor statistics, Tensor sums, int64_t pixels,
-                int64_t weight_count, double eps, int64_t height, int64_t width, int64_t images,
-                int64_t operations, int64_t pitch, int64_t halo, int64_t taps, int64_t log_width,
-                int64_t log_height, int64_t log_images, int64_t channels, int64_t shared) {
-  const cell::Reach call{data<int64_t>(table),
-                         layers ? data<int64_t>(*layers) : nullptr,
-                         states ? data<float>(*states) : nullptr,
+void cell_reach(std::vector<int64_t> grid, Tensor tasks, Tensor waits, Tensor counters,
+                Tensor candidates, Tensor seconds, Tensor groups, Tensor layers, Tensor states,
+                Tensor z, Tensor gradients, Tensor weights, std::optional<Tensor> weight_gradients,
+                Tensor p_weights, std::optional<Tensor> g_weights, Tensor statistics, Tensor sums,
+                int64_t pixels, int64_t weight_count, double eps, int64_t height, int64_t width,
+                int64_t chunks, int64_t images, int64_t operations, int64_t pitch, int64_t halo,
+                int64_t inner_halo, int64_t taps, int64_t log_width, int64_t log_height,
+                int64_t log_images, int64_t channels, int64_t shared) {
+  const cell::Reach call{data<int64_t>(tasks),
+                         data<int64_t>(waits),
+                         data<int>(counters),
+                         data<int64_t>(candidates),
+                         data<int64_t>(seconds),
+                         data<int64_t>(groups),
+                         data<int64_t>(layers),
+                         data<float>(states),
                          data<float>(z),
                          data<float>(gradients),
                          data<float>(weights),
@@ -138,23 +140,18 @@ void cell_reach(std::vector<int64_t> grid, Tensor table, std::optional<Tensor> l
                          eps,
                          static_cast<int>(height),
                          static_cast<int>(width),
+                         static_cast<int>(chunks),
                          static_cast<int>(images),
                          static_cast<int>(operations),
                          static_cast<int>(pitch),
                          static_cast<int>(halo),
+                         static_cast<int>(inner_halo),
                          static_cast<int>(taps),
                          static_cast<int>(log_width),
                          static_cast<int>(log_height),
                          static_cast<int>(log_images)};
-  const bool largest = taps > 25;
-  if (layers)
-    start(largest ? DA2S_CHOOSE(cell_reach_states, _7x7, channels)
-                  : DA2S_CHOOSE(cell_reach_states, , channels),
-          "cell_reach_states", grid, shared, z, call);
-  else
-    start(largest ? DA2S_CHOOSE(cell_reach_inner, _7x7, channels)
-                  : DA2S_CHOOSE(cell_reach_inner, , channels),
-          "cell_reach_inner", grid, shared, z, call);
+  start(taps > 25 ? DA2S_CHOOSE(cell_reach, _7x7, channels) : DA2S_CHOOSE(cell_reach, , channels),
+        "cell_reach", grid, shared, z, call);
 }
 
 }  // namespace

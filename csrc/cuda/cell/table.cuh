@@ -49,6 +49,13 @@ enum : int {
   kGroup
 };  // clang-format skip
 
+// Columns of a `Task`: what a program for each chunk does, what it waits for and what it counts up.
+enum : int { kTaskWork, kTaskRow, kTaskFirst, kTaskLength, kTaskCounter, kTask };
+enum : int { kWorkSums, kWorkInner, kWorkStates };
+
+// Columns of a `Wait`: until a counter is that high.
+enum : int { kWaitCounter, kWaitCount, kWait };
+
 // Columns of a `Pack`: consecutive layers with one source and stride, pools first.
 enum : int { kPackFirst, kPackLength, kPackPools, kPack };
 

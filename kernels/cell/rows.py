@@ -121,6 +121,48 @@ class Pack(NamedTuple):
     pools: int
 
 
+class Work:
+    """What a program of csrc/cuda does in the backward pass.
+
+    Attributes:
+        SUMS: a candidate's sums.
+        INNER: a second layer.
+        STATES: a group of rows.
+    """
+
+    SUMS, INNER, STATES = range(3)
+
+
+class Task(NamedTuple):
+    """What a program for each chunk of images does, and what it waits for.
+
+    Attributes:
+        work: see `Work`.
+        row: index of its row, among those of this work.
+        first: index of the first `Wait`.
+        length: how many.
+        counter: what programs count up when they are done.
+    """
+
+    work: int
+    row: int
+    first: int
+    length: int
+    counter: int
+
+
+class Wait(NamedTuple):
+    """A program waits until a counter has come that far.
+
+    Attributes:
+        counter: which.
+        count: how far.
+    """
+
+    counter: int
+    count: int
+
+
 class Part(NamedTuple):
     """A convolution of the preprocessing; FactorizedReduce has two, identity one without weights.
 

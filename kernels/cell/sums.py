@@ -230,6 +230,7 @@ def begin(
     node_states,
     in_pixels,
     in_size,
+    counters,
     pixels,
     height: tl.constexpr,
     width: tl.constexpr,
@@ -237,6 +238,7 @@ def begin(
     images,
     SHUFFLED: tl.constexpr,
     HALVES: tl.constexpr,
+    COUNTERS: tl.constexpr,
     PIXELS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -251,11 +253,15 @@ def begin(
         node_states: where nodes begin among the states.
         in_pixels: of an input state.
         in_size: pixels of one of its images.
+        counters: of csrc/cuda's kernel, int32, set to 0; or none.
         channels: that candidates see.
         images: of a chunk.
+        COUNTERS: how many, a power of two.
     """
     chunk = tl.program_id(0)
     index = tl.program_id(1)
+    if counters is not None and (chunk == 0) & (index == 0) & (tl.program_id(2) == 0):
+        tl.store(counters + tl.arange(0, COUNTERS), tl.zeros((COUNTERS,), tl.int32))
     all_channels = channels * SHUFFLED
     if index >= groups:
         first, last = own_pixels(chunk, images, height * width, pixels)

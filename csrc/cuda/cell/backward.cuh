@@ -24,13 +24,13 @@ __device__ __forceinline__ void reach(const Reach& call, char* shared) {
   __syncthreads();
   const auto task = [&] { return call.tasks + int64_t(room.program->task) * kTask; };
   wait_for(task(), call.waits, call.counters);
-  const int64_t row = task()[kTaskRow], work = task()[kTaskWork];
-  if (work == kWorkSums)
-    candidate_sums<C>(call, room, call.candidates + row * kLayer);
+  const int row = static_cast<int>(task()[kTaskRow]), work = static_cast<int>(task()[kTaskWork]);
+  if (work == kWorkStates)
+    reach_states<C, kMost>(call, room, call.groups + row * kGroup);
   else if (work == kWorkInner)
     reach_inner<C, kMost>(call, room, call.seconds + row * kLayer);
   else
-    reach_states<C, kMost>(call, room, call.groups + row * kGroup);
+    candidate_sums<C>(call, room, call.candidates + row * kLayer);
   done(task(), call.counters);
 }
 

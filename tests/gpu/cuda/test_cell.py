@@ -137,11 +137,15 @@ def test_columns_are_those_of_the_tables():
     groups = [
         re.findall(r"k(\w+)", body) for body in re.findall(r"enum : int \{(.*?)\}", text, re.S)
     ]
-    layer, kinds, group, pack = groups
+    layer, kinds, group, task, works, wait, pack = groups
     assert layer == [*map(camel, rows.Layer._fields), "Layer"]
     assert group == [*(f"Group{camel(name)}" for name in rows.Group._fields), "Group"]
+    assert task == [*(f"Task{camel(name)}" for name in rows.Task._fields), "Task"]
+    assert wait == [*(f"Wait{camel(name)}" for name in rows.Wait._fields), "Wait"]
     assert pack == [*(f"Pack{camel(name)}" for name in rows.Pack._fields), "Pack"]
     assert [getattr(rows, kind.upper()).value for kind in kinds] == [*range(len(kinds))]
+    works = [work.removeprefix("Work").upper() for work in works]
+    assert [getattr(rows.Work, work) for work in works] == [*range(len(works))]
 
 
 def camel(name: str) -> str:
@@ -183,8 +187,7 @@ def test_operators_take_what_launches_hand_over(monkeypatch):
     own = [started for started in launches if isinstance(started.kernel, CudaKernel)]
     assert {started.kernel for started in own} == {
         compiled.CONVOLVE,
-        compiled.REACH_INNER,
-        compiled.REACH_STATES,
+        compiled.REACH,
     }
     for started in own:
         with pytest.raises(NotImplementedError, match="'CPU' backend"):

@@ -30,11 +30,12 @@ MISSING = "nvcc was not found: CUDA kernels are NOT executed here, install the C
 
 # The struct that a kernel gets: its fields in order, with the letters of the struct module.
 _REACH = [
-    ("P", "table layers states z gradients weights weight_gradients p_weights g_weights"),
-    ("P", "statistics sums"),
+    ("P", "tasks waits counters candidates seconds groups layers states z gradients weights"),
+    ("P", "weight_gradients p_weights g_weights statistics sums"),
     ("q", "pixels weight_count"),
     ("d", "eps"),
-    ("i", "height width images operations pitch halo taps log_width log_height log_images"),
+    ("i", "height width chunks images operations pitch halo inner_halo taps"),
+    ("i", "log_width log_height log_images"),
 ]
 _FIELDS = {
     "cell_convolve": [
@@ -43,8 +44,7 @@ _FIELDS = {
         ("d", "eps"),
         ("i", "height width pitch known halo taps log_width log_height log_images"),
     ],
-    "cell_reach_inner": _REACH,
-    "cell_reach_states": _REACH,
+    "cell_reach": _REACH,
 }
 
 
@@ -89,7 +89,7 @@ def entry_of(launch: Launch) -> str:
     """The kernel's name in csrc/cuda/cell.cu."""
     given, name = launch.arguments, launch.kernel.name
     suffix = "_second" if given.get("second") else ""
-    if name.startswith("cell_reach") and given["taps"] > 25:
+    if name == "cell_reach" and given["taps"] > 25:
         suffix = "_7x7"
     return f"{name}_{given['channels']}{suffix}"
 

@@ -26,22 +26,23 @@ _CONVOLVE = define_operator(
     "float eps, int height, int width, int pitch, bool known, int halo, int taps, int log_width, "
     "int log_height, int log_images, int channels, bool second, int shared) -> ()"
 )
-# Likewise `Reach`; layers and states are those of first layers, weight_gradients are None where
-# weights want none.
+# Likewise `Reach`; weight_gradients are None where weights want none.
 _REACH = define_operator(
-    "cell_reach(int[] grid, Tensor table, Tensor? layers, Tensor? states, Tensor z, "
-    "Tensor(a!) gradients, Tensor weights, Tensor(b!)? weight_gradients, Tensor p_weights, "
-    "Tensor? g_weights, Tensor statistics, Tensor(c!) sums, int pixels, int weight_count, "
-    "float eps, int height, int width, int images, int operations, int pitch, int halo, int taps, "
-    "int log_width, int log_height, int log_images, int channels, int shared) -> ()"
+    "cell_reach(int[] grid, Tensor tasks, Tensor waits, Tensor(a!) counters, Tensor candidates, "
+    "Tensor seconds, Tensor groups, Tensor layers, Tensor states, Tensor z, Tensor(b!) gradients, "
+    "Tensor weights, Tensor(c!)? weight_gradients, Tensor p_weights, Tensor? g_weights, "
+    "Tensor statistics, Tensor(d!) sums, int pixels, int weight_count, float eps, int height, "
+    "int width, int chunks, int images, int operations, int pitch, int halo, int inner_halo, "
+    "int taps, int log_width, int log_height, int log_images, int channels, int shared) -> ()"
 )
 CONVOLVE = CudaKernel("cell_convolve", torch.ops.da2s_fast.cell_convolve)
-REACH_INNER = CudaKernel("cell_reach_inner", torch.ops.da2s_fast.cell_reach)
-REACH_STATES = CudaKernel("cell_reach_states", torch.ops.da2s_fast.cell_reach)
+REACH = CudaKernel("cell_reach", torch.ops.da2s_fast.cell_reach)
 
 # As in csrc/cuda/cell/table.cuh and tile.cuh.
 _CHANNELS = (4, 8, 16, 32, 64)
 _MOST_ROWS, _COLUMNS, _WARPS = 8, 28, 8
+_PROGRAM = 8
+"""Numbers of 8 bytes that a program of `REACH` knows of itself."""
 _TILE = 4096
 """Numbers of z of a tile."""
 _RUN = 3
@@ -103,19 +104,26 @@ def convolve_arguments(layout: Layout, windows: Windows, second: bool) -> dict[s
     return {"halo": windows.halo, "taps": windows.taps, **tile, "channels": c, "second": second}
 
 
-def reach_arguments(layout: Layout, windows: Windows) -> dict[str, Any]:
-    """As `convolve_arguments`, for `REACH_INNER` and `REACH_STATES`."""
+def reach_arguments(layout: Layout, windows: Windows, inner: Windows) -> dict[str, Any]:
+    """As `convolve_arguments`, for `REACH`; inner are those of second layers."""
     c = layout.plan.mixed_channels
+    taps = max(windows.taps, inner.taps)
 
     def shared(tile: Tile) -> int:  # `ReachRoom` of csrc/cuda/cell/reach.cuh
-        weights = (c + windows.taps) * c
+        weights = (c + taps) * c
         small = c * (4 + 2 + 2 * _WARPS)
-        room = 3 * _TILE + _input_of(tile, windows) * c
+        room = 3 * _TILE + max(_input_of(tile, windows), _input_of(tile, inner)) * c
         pools = 2 * _input_of(tile, _POOL) * c  # `collect_pool` of csrc/cuda/cell/collect.cuh
-        return 8 * (2 * c + _COLUMNS) + 4 * (small + weights + max(room, pools))
+        return 8 * (2 * c + _COLUMNS + _PROGRAM) + 4 * (small + weights + max(room, pools))
 
     tile = tile_of(c, *layout.after, shared)
-    return {"halo": windows.halo, "taps": windows.taps, **tile, "channels": c}
+    return {
+        "halo": windows.halo,
+        "inner_halo": inner.halo,
+        "taps": taps,
+        **tile,
+        "channels": c,
+    }
 
 
 def convolve_reason(layout: Layout, windows: Windows, second: bool, z: Slot) -> str | None:
@@ -130,14 +138,16 @@ def convolve_reason(layout: Layout, windows: Windows, second: bool, z: Slot) -> 
     return _shared_reason(convolve_arguments(layout, windows, second), z.device)
 
 
-def reach_reason(layout: Layout, windows: Windows, p: Slot, g: Slot | None, z: Slot) -> str | None:
-    """Say why `REACH_INNER` or `REACH_STATES` cannot take layers of a node; None where it can."""
+def reach_reason(  # noqa: PLR0917 - what decides
+    layout: Layout, windows: Windows, inner: Windows, p: Slot, g: Slot | None, z: Slot
+) -> str | None:
+    """Say why `REACH` cannot take a cell; None where it can."""
     if reason := _reason(layout, z):
         return reason
     for name, weights in (("p", p), ("g", g)):
         if weights is not None and weights.dtype != torch.float32:
             return f"{name} is {weights.dtype}"
-    return _shared_reason(reach_arguments(layout, windows), z.device)
+    return _shared_reason(reach_arguments(layout, windows, inner), z.device)
 
 
 def _reason(layout: Layout, z: Slot) -> str | None:

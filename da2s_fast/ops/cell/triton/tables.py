@@ -22,6 +22,7 @@ from da2s_fast.ops.cell.triton.packs import (
     windows_of,
 )
 from da2s_fast.ops.cell.triton.reaching import Reaching, ReachingRows, reaching_of
+from da2s_fast.ops.cell.triton.tasks import NodeRows, TaskRows, Tasks
 
 
 class Round(NamedTuple):
@@ -57,6 +58,7 @@ class Tables(NamedTuple):
         states: a group without rows for every state.
         normalized: one row for every preprocessed input.
         candidates: every candidate and bypass of all nodes.
+        tasks: of csrc/cuda's backward kernel.
     """
 
     parts: Rows
@@ -65,6 +67,7 @@ class Tables(NamedTuple):
     states: Rows
     normalized: Rows
     candidates: Rows
+    tasks: Tasks
 
 
 @lru_cache(maxsize=256)
@@ -92,6 +95,9 @@ def tables_of(  # noqa: PLR0917 - a key of the cache
     cell = CellRows(layout_of(code, batch, sizes, save), frozenset(frozen))
     plan = cell.plan
     rounds = [_round_of(cell, node, again) for node in plan.states[plan.inputs :]]
+    tasks = TaskRows(
+        cell, [NodeRows(own.node, own.mixed, own.second, own.reaching) for own in rounds]
+    )
     lists: list[Sequence[tuple[int, ...]]] = [
         [part for i in plan.preprocess_norms for part in cell.parts(i)],
         [cell.input(i) for i in range(plan.inputs)],
@@ -99,8 +105,10 @@ def tables_of(  # noqa: PLR0917 - a key of the cache
         [cell.input_sums(i) for i in plan.preprocess_norms],
         [row for own in rounds for row in own.mixed],
     ]
-    on_device = iter(upload([*lists, *(rows for own in rounds for rows in own.lists)], device))
+    by_round = [rows for own in rounds for rows in own.lists]
+    on_device = iter(upload([*lists, *tasks.lists, *by_round], device))
     parts, inputs, states, normalized, candidates = islice(on_device, len(lists))
+    own_tasks = tasks.uploaded([*islice(on_device, len(tasks.lists))])
     return Tables(
         parts,
         inputs,
@@ -108,6 +116,7 @@ def tables_of(  # noqa: PLR0917 - a key of the cache
         states,
         normalized,
         candidates,
+        own_tasks,
     )
 
 
@@ -125,7 +134,7 @@ class _RoundRows(NamedTuple):
     @property
     def lists(self) -> list[Sequence[tuple[int, ...]]]:
         own = (self.first, self.second, self.first_packs, self.second_packs, self.mixed)
-        return [*own, *self.reaching]
+        return [*own, *self.reaching.lists]
 
     def uploaded(self, lists: Sequence[Rows]) -> Round:
         """With its lists on the device."""

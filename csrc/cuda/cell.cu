@@ -1,7 +1,10 @@
 // The kernels of csrc/cuda/cell, and the operators that start them. Without torch (DA2S_STANDALONE)
 // there are only the kernels: that is how tests compile them.
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
 #include "cell/backward.cuh"
-#include "cell/convolve.cuh"
+#include "cell/nodes.cuh"
 
 // Two programs of `reach` with 16 channels fit into the shared memory of compute capability
 // 9.0 and later. Where a second one would not fit, registers left for it would be spilled for
@@ -22,10 +25,9 @@
     extern __shared__ __align__(16) char shared[];                                  \
     da2s_fast::cell::__VA_ARGS__(call, shared);                                     \
   }
-#define DA2S_CHANNELS(C)                                                         \
-  DA2S_KERNEL(cell_convolve_##C, Convolve, (C > 16 ? 1 : 2), convolve<C, false>) \
-  DA2S_KERNEL(cell_convolve_##C##_second, Convolve, 2, convolve<C, true>)        \
-  DA2S_KERNEL(cell_reach_##C, Reach, (C > 16 ? 1 : DA2S_TWO), reach<C, 5>)       \
+#define DA2S_CHANNELS(C)                                                   \
+  DA2S_KERNEL(cell_nodes_##C, Nodes, (C > 16 ? 1 : 2), nodes<C>)           \
+  DA2S_KERNEL(cell_reach_##C, Reach, (C > 16 ? 1 : DA2S_TWO), reach<C, 5>) \
   DA2S_KERNEL(cell_reach_##C##_7x7, Reach, 1, reach<C, 7>)
 
 DA2S_CHANNELS(4)
@@ -82,33 +84,52 @@ void start(void (*kernel)(Call), const char* name, const std::vector<int64_t>& g
   check(cudaGetLastError(), name);
 }
 
-void cell_convolve(std::vector<int64_t> grid, Tensor table, Tensor packs, Tensor source, Tensor z,
-                   Tensor weights, Tensor moments, Tensor statistics, int64_t pixels,
-                   int64_t chunk_pixels, double eps, int64_t height, int64_t width, int64_t pitch,
-                   bool known, int64_t halo, int64_t taps, int64_t log_width, int64_t log_height,
-                   int64_t log_images, int64_t channels, bool second, int64_t shared) {
-  const cell::Convolve call{data<int64_t>(table),
-                            data<int64_t>(packs),
-                            data<float>(source),
-                            data<float>(z),
-                            data<float>(weights),
-                            data<double>(moments),
-                            data<float>(statistics),
-                            pixels,
-                            chunk_pixels,
-                            eps,
-                            static_cast<int>(height),
-                            static_cast<int>(width),
-                            static_cast<int>(pitch),
-                            known,
-                            static_cast<int>(halo),
-                            static_cast<int>(taps),
-                            static_cast<int>(log_width),
-                            static_cast<int>(log_height),
-                            static_cast<int>(log_images)};
-  start(second ? DA2S_CHOOSE(cell_convolve, _second, channels)
-               : DA2S_CHOOSE(cell_convolve, , channels),
-        "cell_convolve", grid, shared, z, call);
+void cell_nodes(std::vector<int64_t> grid, Tensor tasks, Tensor waits, Tensor counters,
+                Tensor packs, Tensor layers, Tensor mixes, Tensor mixed, Tensor states, Tensor z,
+                Tensor weights, Tensor p_weights, std::optional<Tensor> g_weights,
+                std::optional<Tensor> moments, Tensor statistics, std::optional<Tensor> output,
+                std::vector<int64_t> output_strides, int64_t pixels, int64_t chunk_pixels,
+                double eps, int64_t height, int64_t width, int64_t chunks, int64_t operations,
+                int64_t pitch, bool known, int64_t type, int64_t halo, int64_t second_halo,
+                int64_t taps, int64_t log_width, int64_t log_height, int64_t log_images,
+                int64_t channels, int64_t shared) {
+  STD_TORCH_CHECK(output_strides.size() == 4, "cell_nodes: four strides were expected");
+  const cell::Nodes call{data<int64_t>(tasks),
+                         data<int64_t>(waits),
+                         data<int>(counters),
+                         data<int64_t>(packs),
+                         data<int64_t>(layers),
+                         data<int64_t>(mixes),
+                         data<int64_t>(mixed),
+                         data<float>(states),
+                         data<float>(z),
+                         data<float>(weights),
+                         data<float>(p_weights),
+                         g_weights ? data<float>(*g_weights) : nullptr,
+                         moments ? data<double>(*moments) : nullptr,
+                         data<float>(statistics),
+                         output ? data<void>(*output) : nullptr,
+                         output_strides[0],
+                         output_strides[1],
+                         output_strides[2],
+                         output_strides[3],
+                         pixels,
+                         chunk_pixels,
+                         eps,
+                         static_cast<int>(height),
+                         static_cast<int>(width),
+                         static_cast<int>(chunks),
+                         static_cast<int>(operations),
+                         static_cast<int>(pitch),
+                         known,
+                         static_cast<int>(type),
+                         static_cast<int>(halo),
+                         static_cast<int>(second_halo),
+                         static_cast<int>(taps),
+                         static_cast<int>(log_width),
+                         static_cast<int>(log_height),
+                         static_cast<int>(log_images)};
+  start(DA2S_CHOOSE(cell_nodes, , channels), "cell_nodes", grid, shared, z, call);
 }
 
 void cell_reach(std::vector<int64_t> grid, Tensor tasks, Tensor waits, Tensor counters,
@@ -158,7 +179,7 @@ void cell_reach(std::vector<int64_t> grid, Tensor tasks, Tensor waits, Tensor co
 }  // namespace da2s_fast
 
 STABLE_TORCH_LIBRARY_IMPL(da2s_fast, CUDA, library) {
-  library.impl("cell_convolve", TORCH_BOX(&da2s_fast::cell_convolve));
+  library.impl("cell_nodes", TORCH_BOX(&da2s_fast::cell_nodes));
   library.impl("cell_reach", TORCH_BOX(&da2s_fast::cell_reach));
 }
 #endif

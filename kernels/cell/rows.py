@@ -29,7 +29,8 @@ class Layer(NamedTuple):
         moments: partial moments of z.
         statistics: mean, then variance, of the norm behind z; -1 without a norm.
         frozen: whether those are given.
-        inner: statistics of the norm that the input goes through first (second layers).
+        inner: statistics of the norm that the input goes through first (second layers); of a pool,
+            for csrc/cuda, the index of a row that reads the same z, -1 if there is none.
         inner_moments: its partial moments.
         inner_frozen: whether its statistics are given.
         edge: row of p and of g; -1 where the gradient is not that of a node.
@@ -122,26 +123,30 @@ class Pack(NamedTuple):
 
 
 class Work:
-    """What a program of csrc/cuda does in the backward pass.
+    """What a program of csrc/cuda does.
 
     Attributes:
-        SUMS: a candidate's sums.
+        FIRST: a pack of first layers and pools.
+        SECOND: a pack of second layers.
+        MIX: part of a node.
+        SUMS: in the backward pass, a candidate's sums.
         INNER: a second layer.
         STATES: a group of rows.
     """
 
-    SUMS, INNER, STATES = range(3)
+    FIRST, SECOND, MIX, SUMS, INNER, STATES = range(6)
 
 
 class Task(NamedTuple):
-    """What a program for each chunk of images does, and what it waits for.
+    """What a program for each chunk does, and what it waits for.
 
     Attributes:
         work: see `Work`.
         row: index of its row, among those of this work.
         first: index of the first `Wait`.
         length: how many.
-        counter: what programs count up when they are done.
+        counter: what programs count up when they are done; of packs, the last program.
+        arrivals: with what packs' programs find out who is the last.
     """
 
     work: int
@@ -149,6 +154,7 @@ class Task(NamedTuple):
     first: int
     length: int
     counter: int
+    arrivals: int = 0
 
 
 class Wait(NamedTuple):
@@ -161,6 +167,28 @@ class Wait(NamedTuple):
 
     counter: int
     count: int
+
+
+class Mix(NamedTuple):
+    """Part of every chunk of a node.
+
+    Attributes:
+        first: index of the first candidate's row.
+        candidates: how many rows of candidates there are.
+        rows: how many those of what goes past them included, which follow.
+        state: the node, among the states.
+        column: its first channel in the output; -1 if it is no part of it.
+        part: which.
+        parts: of how many.
+    """
+
+    first: int
+    candidates: int
+    rows: int
+    state: int
+    column: int
+    part: int
+    parts: int
 
 
 class Part(NamedTuple):

@@ -20,6 +20,7 @@ from da2s_fast.kernels.cell.common import (
     own_pixels,
     place_of,
     split,
+    start_counters,
     store_pixels,
     times,
 )
@@ -256,12 +257,11 @@ def begin(
         counters: of csrc/cuda's kernel, int32, set to 0; or none.
         channels: that candidates see.
         images: of a chunk.
-        COUNTERS: how many, a power of two.
+        COUNTERS: how many.
     """
     chunk = tl.program_id(0)
     index = tl.program_id(1)
-    if counters is not None and (chunk == 0) & (index == 0) & (tl.program_id(2) == 0):
-        tl.store(counters + tl.arange(0, COUNTERS), tl.zeros((COUNTERS,), tl.int32))
+    start_counters(counters, COUNTERS)
     all_channels = channels * SHUFFLED
     if index >= groups:
         first, last = own_pixels(chunk, images, height * width, pixels)

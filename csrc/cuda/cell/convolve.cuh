@@ -1,8 +1,8 @@
 // Layers and pools of the forward pass: z and its moments, as kernels/cell/convolve.py has them.
 //
-// Grid (chunks, packs). A program takes a chunk of the output's pixels tile by tile. The input of a
-// tile, with as many pixels around as the widest window needs, comes into shared memory once; from
-// there all layers and pools of a pack, that is all that read this state with this stride, are
+// A program has a pack and a chunk of the output's pixels, and takes these tile by tile. The input
+// of a tile, with as many pixels around as the widest window needs, comes into shared memory once;
+// from there all layers and pools of a pack, that is all that read this state with this stride, are
 // computed one after the other:
 //
 //     depthwise convolution   8 neighbouring outputs of a channel per thread, in registers; the
@@ -13,43 +13,70 @@
 //
 // The next layer's weights come while the depthwise convolution runs, into the other of two
 // buffers: two barriers per layer and tile. Pools read the input before ReLU, so they come first.
+// The last program of a pack completes the statistics of its norms from the moments of all chunks.
 #pragma once
 
 #include "depthwise.cuh"
 #include "moments.cuh"
 #include "pool.cuh"
 #include "table.cuh"
+#include "task.cuh"
 
 namespace da2s_fast::cell {
 
 // What a launch is given; tests/gpu/ptx/cuda.py packs the same fields.
-struct Convolve {
-  const int64_t* table;  // of `Layer`
-  const int64_t* packs;  // of `Pack`
-  const float* source;   // the states, or the z for second layers
+struct Nodes {
+  const int64_t* tasks;   // of `Task`
+  const int64_t* waits;   // of `Wait`, the tasks'
+  int* counters;          // of tickets, then the tasks'
+  const int64_t* packs;   // of `Pack`, rows of the tasks
+  const int64_t* layers;  // of `Layer`, the packs' rows
+  const int64_t* mixes;   // of `Mix`, rows of the tasks
+  const int64_t* mixed;   // of `Layer`, the mixes' rows
+  float* states;
   float* z;
   const float* weights;
+  const float* p_weights;  // (edges, operations)
+  const float* g_weights;  // (edges,), or none
   double* moments;
-  float* statistics;     // of all norms; those in front of second layers are completed
-  int64_t pixels;        // of the output
+  float* statistics;  // of all norms
+  void* output;
+  int64_t output_image;  // numbers from image to image of the output
+  int64_t output_channel;
+  int64_t output_row;
+  int64_t output_column;
+  int64_t pixels;        // of a node
   int64_t chunk_pixels;  // of a chunk
   double eps;
-  int height;  // of the output
+  int height;  // of a node
   int width;
-  int pitch;      // channels of the input, all of them
-  int known;      // all statistics are known, nobody needs the moments
-  int halo;       // pixels around a tile
-  int taps;       // most of a depthwise convolution
-  int log_width;  // extents of a tile
+  int chunks;
+  int operations;   // columns of p
+  int pitch;        // channels of a state
+  int known;        // all statistics are known, nobody needs the moments
+  int type;         // of the output, see `store_as`
+  int halo;         // pixels around a tile of first layers
+  int second_halo;  // likewise of second layers
+  int taps;         // most of a depthwise convolution
+  int log_width;    // extents of a tile
   int log_height;
   int log_images;
+};
+
+// What a program does, once it knows.
+struct Turn {
+  int task;
+  int chunk;
+  int last;    // whether it is the last of its task
+  int unused;  // what follows is read by 16 bytes
 };
 
 // Shared memory of a program. What the tile takes is behind everything else.
 template <int C>
 struct Room {
-  double* sums;    // (rows, C, 2) of the chunk
-  int64_t* rows;   // of the table
+  double* sums;   // (rows, C, 2) of the chunk
+  int64_t* rows;  // of the table
+  Turn* turn;
   float* norm;     // (2, C)
   float* pivots;   // (rows, C)
   float* partial;  // (warps, C, 2)
@@ -61,6 +88,7 @@ struct Room {
     Shared shared{start};
     sums = shared.take<double>(kMostRows * C * 2);
     rows = shared.take<int64_t>(kMostRows * kLayer);
+    turn = shared.take<Turn>(1);
     norm = shared.take<float>(2 * C);
     pivots = shared.take<float>(kMostRows * C);
     partial = shared.take<float>(kWarps * C * 2);
@@ -73,7 +101,7 @@ struct Room {
 // Bring a layer's weights: products as (C, cout), so that a thread's 4 outputs lie side by side,
 // depthwise ones as (taps, C).
 template <int C>
-__device__ __forceinline__ void load_weights(const Convolve& call, const int64_t* row, float* to) {
+__device__ __forceinline__ void load_weights(const Nodes& call, const int64_t* row, float* to) {
   if (row[kKind] != kSeparable && row[kKind] != kDense) return;
   const float* product = call.weights + row[kProduct];
   const int cout = static_cast<int>(row[kCout]);
@@ -134,8 +162,8 @@ __device__ inline void store(float* to, float4 v) { __stwb(reinterpret_cast<floa
 
 // A row's z of one tile: from what its product or pool reads in shared memory.
 template <int C, bool kSecond>
-__device__ __forceinline__ void finish_row(const Convolve& call, const Room<C>& room,
-                                           const Tile& tile, const Input& input, const int64_t* row,
+__device__ __forceinline__ void finish_row(const Nodes& call, const Room<C>& room, const Tile& tile,
+                                           const Input& input, const int64_t* row,
                                            const float* weights, int64_t first, int64_t last,
                                            float (&values)[kPixels][4], bool (&live)[kPixels]) {
   const int c = threadIdx.x % kQuads<C> * 4;
@@ -161,38 +189,47 @@ __device__ __forceinline__ void finish_row(const Convolve& call, const Room<C>& 
   }
 }
 
-// Mean and 1 / deviation of the norm in front of a second layer; the first chunk's program writes
-// them down.
+// Mean and 1 / deviation of the norm in front of a second layer.
 template <int C>
-__device__ void inner_norm(const Convolve& call, const int64_t* row, float* norm, double* scratch) {
+__device__ void inner_norm(const Nodes& call, const int64_t* row, float* norm) {
+  const int c = threadIdx.x;
+  if (c >= C) return;
+  const float* statistics = call.statistics + row[kInner] + c;
+  norm[c] = statistics[0];
+  norm[C + c] = static_cast<float>(1 / sqrt(static_cast<double>(statistics[C]) + call.eps));
+}
+
+// The statistics of the norms behind a pack's rows, where the moments of all chunks are there. They
+// are rounded before use: backward and a second forward read what is written here. FactorizedReduce
+// has a row for each half of the channels; behind a pool there is a norm for each edge of its
+// state.
+template <int C>
+__device__ void complete(const Nodes& call, const Room<C>& room, int rows) {
   const int c = threadIdx.x % C;
-  float* statistics = call.statistics + row[kInner] + c;
-  const bool given = call.known || row[kInnerFrozen] != 0;
-  double exact_mean = 0, exact_variance = 0;
-  if (!given)
-    merge<C>(call.moments + row[kInnerMoments], gridDim.x, call.chunk_pixels, call.pixels, scratch,
-             exact_mean, exact_variance);
-  if (threadIdx.x >= C) return;
-  float mean, variance;
-  if (given) {
-    mean = statistics[0];
-    variance = statistics[C];
-  } else {
-    // Rounded before use: backward and a second forward read what is written here.
-    mean = static_cast<float>(exact_mean);
-    variance = static_cast<float>(exact_variance);
-    if (blockIdx.x == 0) {
-      statistics[0] = mean;
-      statistics[C] = variance;
+  for (int r = 0; r < rows; ++r) {
+    const int64_t* row = room.rows + r * kLayer;
+    const bool half = row[kKind] == kDense, own = !half || c < row[kCout];
+    const bool pools = row[kKind] == kMaximum || row[kKind] == kAverage;
+    const int64_t column = half ? row[kColumn] : 0;
+    double mean = 0, variance = 0;
+    merge<C>(call.moments + row[kMoments] + column, own, call.chunks, call.chunk_pixels,
+             call.pixels, reinterpret_cast<double*>(room.between), mean, variance);
+    while (threadIdx.x < C && own) {
+      if (row[kStatistics] >= 0 && row[kFrozen] == 0) {
+        float* to = call.statistics + row[kStatistics] + column + c;
+        to[0] = static_cast<float>(mean);
+        to[C] = static_cast<float>(variance);
+      }
+      if (!pools || row[kInner] < 0) break;
+      row = call.layers + row[kInner] * kLayer;
     }
+    __syncthreads();
   }
-  norm[c] = mean;
-  norm[C + c] = static_cast<float>(1 / sqrt(static_cast<double>(variance) + call.eps));
 }
 
 // The chunk's moments of all rows.
 template <int C>
-__device__ void write_moments(const Convolve& call, const Room<C>& room, int rows, int64_t count) {
+__device__ void write_moments(const Nodes& call, const Room<C>& room, int rows, int64_t count) {
   for (int i = threadIdx.x; i < rows * C; i += kThreads) {
     const int64_t* row = room.rows + i / C * kLayer;
     const int c = i % C;
@@ -205,7 +242,8 @@ __device__ void write_moments(const Convolve& call, const Room<C>& room, int row
       squares = room.sums[2 * i + 1] - sum * (sum / pixels);
       if (squares < 0) squares = 0;  // a sum of rounded squares may be a bit too small
     }
-    double* to = call.moments + row[kMoments] + blockIdx.x * 2 * C + (half ? row[kColumn] : 0) + c;
+    double* to = call.moments + row[kMoments] + int64_t(room.turn->chunk) * 2 * C +
+                 (half ? row[kColumn] : 0) + c;
     to[0] = mean;
     to[C] = squares;
   }
@@ -214,7 +252,7 @@ __device__ void write_moments(const Convolve& call, const Room<C>& room, int row
 // All rows of a pack on one tile. `count` is its number of live pixels, `fresh` whether it is the
 // chunk's first.
 template <int C, bool kSecond>
-__device__ __forceinline__ void convolve_tile(const Convolve& call, const Room<C>& room,
+__device__ __forceinline__ void convolve_tile(const Nodes& call, const Room<C>& room,
                                               const Tile& tile, const Input& input, int length,
                                               int pools, int64_t first, int64_t last, int count,
                                               bool fresh) {
@@ -255,28 +293,30 @@ __device__ __forceinline__ void convolve_tile(const Convolve& call, const Room<C
 }
 
 template <int C, bool kSecond>
-__device__ __forceinline__ void convolve(const Convolve& call, char* shared) {
-  const Room<C> room(shared, call.taps);
-  const int64_t* pack = call.packs + blockIdx.y * kPack;
+__device__ __forceinline__ void convolve(const Nodes& call, const Room<C>& room,
+                                         const int64_t* task) {
+  const int64_t* pack = call.packs + task[kTaskRow] * kPack;
   const int length = static_cast<int>(pack[kPackLength]);
   const int pools = static_cast<int>(pack[kPackPools]);
   for (int i = threadIdx.x; i < length * kLayer; i += kThreads)
-    room.rows[i] = call.table[pack[kPackFirst] * kLayer + i];
+    room.rows[i] = call.layers[pack[kPackFirst] * kLayer + i];
   for (int i = threadIdx.x; i < length * C * 2; i += kThreads) room.sums[i] = 0;
   __syncthreads();
   if (kSecond) {
-    inner_norm<C>(call, room.rows, room.norm, reinterpret_cast<double*>(room.between));
+    inner_norm<C>(call, room.rows, room.norm);
     __syncthreads();
   }
   const Input input{static_cast<int>(room.rows[kHeight]), static_cast<int>(room.rows[kWidth]),
                     static_cast<int>(room.rows[kStride])};
-  Tile tile = tile_of(call.log_width, call.log_height, call.log_images, call.halo, input.stride);
+  Tile tile = tile_of(call.log_width, call.log_height, call.log_images,
+                      kSecond ? call.second_halo : call.halo, input.stride);
   const int64_t size = int64_t(call.height) * call.width;
   const int images = static_cast<int>(call.pixels / size);
-  const int64_t first = blockIdx.x * call.chunk_pixels;
+  const int64_t first = room.turn->chunk * call.chunk_pixels;
   const int64_t end = first + call.chunk_pixels;
   const int64_t last = end < call.pixels ? end : call.pixels;
-  const float* source = call.source + room.rows[kSource];
+  const float* source = (kSecond ? call.z : call.states) + room.rows[kSource];
+  const int pitch = kSecond ? C : call.pitch;
   bool fresh = true;
   for (tile.image = static_cast<int>(first / size); tile.image * size < last;
        tile.image += 1 << tile.log_images)
@@ -291,18 +331,21 @@ __device__ __forceinline__ void convolve(const Convolve& call, char* shared) {
       const int64_t from = begin > first ? begin : first, to = behind < last ? behind : last;
       if (from >= to) continue;
       if (kSecond)
-        load_tile<C>(room.tile, tile, input, source, call.pitch, images,
+        load_tile<C>(room.tile, tile, input, source, pitch, images,
                      Normalized{room.norm, room.norm + C});
       else if (pools > 0)
-        load_tile<C>(room.tile, tile, input, source, call.pitch, images, Plain{});
+        load_tile<C>(room.tile, tile, input, source, pitch, images, Plain{});
       else
-        load_tile<C>(room.tile, tile, input, source, call.pitch, images, Rectified{});
+        load_tile<C>(room.tile, tile, input, source, pitch, images, Rectified{});
       convolve_tile<C, kSecond>(call, room, tile, input, length, pools, first, last,
                                 static_cast<int>(to - from), fresh);
       fresh = false;
     }
   __syncthreads();
   if (!call.known) write_moments<C>(call, room, length, last - first);
+  if (!is_last(task, call.counters, call.chunks, &room.turn->last)) return;
+  if (!call.known) complete<C>(call, room, length);
+  done(task, call.counters);
 }
 
 }  // namespace da2s_fast::cell

@@ -78,10 +78,11 @@ __device__ double across_threads(double own, double* scratch) {
   return sum;
 }
 
-// Merge the partial moments (chunks, 2, C) of all chunks; the threads of a channel get the same.
+// Merge the partial moments (chunks, 2, C) of all chunks; the threads of a channel get the same. Of
+// channels that are not a thread's `own`, nothing is read.
 template <int C>
-__device__ void merge(const double* moments, int chunks, int64_t chunk_pixels, int64_t pixels,
-                      double* scratch, double& mean, double& variance) {
+__device__ void merge(const double* moments, bool own_channel, int chunks, int64_t chunk_pixels,
+                      int64_t pixels, double* scratch, double& mean, double& variance) {
   constexpr int kParts = kThreads / C;
   const int c = threadIdx.x % C, start = threadIdx.x / C;
   const auto size_of = [&](int chunk) {
@@ -89,7 +90,8 @@ __device__ void merge(const double* moments, int chunks, int64_t chunk_pixels, i
     return static_cast<double>(left < chunk_pixels ? left : chunk_pixels);
   };
   // Around the first chunk's mean, so that the sum over chunks is one of small numbers.
-  const double first = moments[c];
+  const double first = own_channel ? moments[c] : 0;
+  if (!own_channel) chunks = 0;
   double own = 0;
 #pragma unroll 4
   for (int chunk = start; chunk < chunks && chunk * chunk_pixels < pixels; chunk += kParts)

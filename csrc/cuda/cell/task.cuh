@@ -36,6 +36,16 @@ __device__ __forceinline__ void released(int* counter) {
                : "memory");
 }
 
+// What was there; all that was released there before is acquired.
+__device__ __forceinline__ int arrived(int* counter) {
+  int before;
+  asm volatile("atom.acq_rel.gpu.global.add.s32 %0, [%1], 1;"
+               : "=r"(before)
+               : "l"(__cvta_generic_to_global(counter))
+               : "memory");
+  return before;
+}
+
 // Nobody waits as long as this takes, unless what is waited for has failed: better an error than a
 // GPU that hangs.
 __device__ __forceinline__ void wait_until(const int* counter, int count) {
@@ -48,6 +58,7 @@ __device__ __forceinline__ void wait_until(const int* counter, int count) {
 // Tests have programs run one after the other: nothing is left to wait for.
 inline int next_ticket(int* counter) { return (*counter)++; }
 inline void released(int* counter) { ++*counter; }
+inline int arrived(int* counter) { return (*counter)++; }
 inline void wait_until(const int* counter, int count) {
   if (*counter < count) throw std::runtime_error("a program waits for one that comes later");
 }
@@ -61,6 +72,15 @@ __device__ __forceinline__ void wait_for(const int64_t* task, const int64_t* wai
     wait_until(counters + wait[kWaitCounter], static_cast<int>(wait[kWaitCount]));
   }
   __syncthreads();
+}
+
+// Whether a program is the last of its task to come here. It has what all of them wrote before.
+__device__ __forceinline__ bool is_last(const int64_t* task, int* counters, int programs,
+                                        int* told) {
+  __syncthreads();
+  if (threadIdx.x == 0) *told = arrived(counters + task[kTaskArrivals]) == programs - 1;
+  __syncthreads();
+  return *told != 0;
 }
 
 // All threads are done.

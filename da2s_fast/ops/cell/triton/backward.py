@@ -43,7 +43,7 @@ from da2s_fast.ops.cell.triton.forward import (
     by_name,
     call_of,
     cdiv,
-    layers,
+    layers_again,
     settings_of,
 )
 from da2s_fast.ops.cell.triton.layout import ENOUGH_SMALL_PROGRAMS, layout_of
@@ -100,6 +100,8 @@ def cell_backward(  # noqa: PLR0917 - the schema's arguments
     if not save:
         tensors["z"] = saved.new_empty((layout.z_size,))
         tensors["moments"] = saved.new_empty((0,), dtype=torch.float64)
+        # Of what is launched before `begin`, which could set them to 0.
+        tensors["made"] = saved.new_zeros((layout.counters,), dtype=torch.int32)
     asked = (*for_inputs, for_p, for_g, for_weights)
     schedule.start(_backward, tensors, settings, asked)
     return found, grad_p, grad_g, flat
@@ -127,10 +129,7 @@ class _Backward:
         self.blocks = cdiv(plan.mixed_channels, self.options["BLOCK"])
         self.again = "z" in slots
         self.weight_count = layout.weights[-1]
-        tasks = call.tables.tasks
-        reason = compiled.reach_reason(
-            layout, tasks.windows, tasks.inner_windows, call.p, call.g, call.z
-        )
+        reason = compiled.reach_reason(layout, call.tables.reaching, call.p, call.g, call.z)
         self.compiled = reason is None
         self.collected = Collected(
             slots["gradients"], slots["sums"], slots["weight_gradients"], self.for_weights
@@ -141,7 +140,7 @@ class _Backward:
         call = self.call
         rounds = call.tables.rounds[::-1]
         if self.again:
-            layers(call, rounds[0])
+            layers_again(call, 0)
         self._begin(self.slots["gradient"], rounds[0])
         if self.compiled:
             self._nodes_compiled(rounds)
@@ -160,29 +159,29 @@ class _Backward:
         )
 
     def _nodes(self, rounds: Sequence[Round]) -> None:
-        for step, following in zip(rounds, [*rounds[1:], None], strict=True):
+        for place, step in enumerate(rounds, 1):
             self._reach_inner(step)
             reaching = step.reaching
             self._reach_states(reaching.groups, reaching.layers, reaching.separable, reaching.dense)
-            if following is None:
+            if place == len(rounds):
                 continue
             if self.again:
-                layers(self.call, following)
-            self._sums(following.mixed)
+                layers_again(self.call, place)
+            self._sums(rounds[place].mixed)
 
     def _nodes_compiled(self, rounds: Sequence[Round]) -> None:
         """What `_nodes` does, by the kernel of csrc/cuda: all nodes in a launch, if they can."""
-        tasks = self.call.tables.tasks
+        tasks = self.call.tables.reaching
         if tasks.late:
             self._reach_compiled(sum(tasks.lengths))
             self._reach_states(tasks.others, tasks.layers, separable=False, dense=True)
             return
-        for step, following, length in zip(rounds, [*rounds[1:], None], tasks.lengths, strict=True):
-            self._reach_compiled(length)
+        for place, step in enumerate(rounds, 1):
+            self._reach_compiled(tasks.lengths[place - 1])
             reaching = step.reaching
             self._reach_states(reaching.others, reaching.layers, False, reaching.dense)
-            if self.again and following is not None:
-                layers(self.call, following)
+            if self.again and place < len(rounds):
+                layers_again(self.call, place)
 
     def _launched(self, kernel: str, numbers: int | None = None) -> dict[str, Any]:
         """How a kernel is launched."""
@@ -338,12 +337,12 @@ class _Backward:
 
     def _reach_compiled(self, length: int) -> None:
         """So many tasks, from where the launch before ended."""
-        call, tasks = self.call, self.call.tables.tasks
+        call, tasks = self.call, self.call.tables.reaching
         layout = call.layout
         told = {
             **self._chunks(),
             **self._weights(),
-            **compiled.reach_arguments(layout, tasks.windows, tasks.inner_windows),
+            **compiled.reach_arguments(layout, tasks),
         }
         launch(
             compiled.REACH,

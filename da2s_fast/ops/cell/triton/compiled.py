@@ -16,15 +16,19 @@ from da2s_fast.kernels.schedule import Slot
 from da2s_fast.ops._backend import define_operator, has_kernel
 from da2s_fast.ops.cell.operations import DENSE
 from da2s_fast.ops.cell.triton.layout import Layout
+from da2s_fast.ops.cell.triton.node_tasks import NodeTasks
 from da2s_fast.ops.cell.triton.packs import Windows
+from da2s_fast.ops.cell.triton.reach_tasks import ReachTasks
 
-# grid: programs along its axes. shared: bytes of shared memory. The rest is csrc/cuda/cell's
-# `Convolve`.
-_CONVOLVE = define_operator(
-    "cell_convolve(int[] grid, Tensor table, Tensor packs, Tensor source, Tensor(a!) z, "
-    "Tensor weights, Tensor(b!) moments, Tensor(c!) statistics, int pixels, int chunk_pixels, "
-    "float eps, int height, int width, int pitch, bool known, int halo, int taps, int log_width, "
-    "int log_height, int log_images, int channels, bool second, int shared) -> ()"
+# grid: programs along its axes. shared: bytes of shared memory. The rest is `Nodes` of csrc/cuda.
+_NODES = define_operator(
+    "cell_nodes(int[] grid, Tensor tasks, Tensor waits, Tensor(a!) counters, Tensor packs, "
+    "Tensor layers, Tensor mixes, Tensor mixed, Tensor(b!) states, Tensor(c!) z, Tensor weights, "
+    "Tensor p_weights, Tensor? g_weights, Tensor(d!)? moments, Tensor(e!) statistics, "
+    "Tensor(f!)? output, int[] output_strides, int pixels, int chunk_pixels, float eps, "
+    "int height, int width, int chunks, int operations, int pitch, bool known, int type, int halo, "
+    "int second_halo, int taps, int log_width, int log_height, int log_images, int channels, "
+    "int shared) -> ()"
 )
 # Likewise `Reach`; weight_gradients are None where weights want none.
 _REACH = define_operator(
@@ -35,7 +39,7 @@ _REACH = define_operator(
     "int width, int chunks, int images, int operations, int pitch, int halo, int inner_halo, "
     "int taps, int log_width, int log_height, int log_images, int channels, int shared) -> ()"
 )
-CONVOLVE = CudaKernel("cell_convolve", torch.ops.da2s_fast.cell_convolve)
+NODES = CudaKernel("cell_nodes", torch.ops.da2s_fast.cell_nodes)
 REACH = CudaKernel("cell_reach", torch.ops.da2s_fast.cell_reach)
 
 # As in csrc/cuda/cell/table.cuh and tile.cuh.
@@ -49,6 +53,10 @@ _RUN = 3
 """Least logarithm of a tile's width."""
 _SHARED, _SHARED_OF_TWO = 163 << 10, 81 << 10
 """Bytes that a program may have with compute capability 8.0, and each of two."""
+
+
+OUTPUT_TYPES = (torch.float32, torch.float16, torch.bfloat16)
+"""In the order of csrc/cuda/cell/mix.cuh."""
 
 
 class Tile(NamedTuple):
@@ -90,23 +98,32 @@ def _input_of(tile: Tile, windows: Windows) -> int:
     return (rows << tile.log_images) * columns
 
 
-def convolve_arguments(layout: Layout, windows: Windows, second: bool) -> dict[str, Any]:
-    """What a launch of `CONVOLVE` needs to know of a cell, by the operator's parameters."""
+def nodes_arguments(layout: Layout, tasks: NodeTasks) -> dict[str, Any]:
+    """What a launch of `NODES` needs to know of a cell, by the operator's parameters."""
     c = layout.plan.mixed_channels
+    first, second = tasks.windows, tasks.second_windows
+    taps = max(first.taps, second.taps)
 
     def shared(tile: Tile) -> int:  # `Room` of csrc/cuda/cell/convolve.cuh
-        doubles = _MOST_ROWS * (2 * c + _COLUMNS)
-        weights = 2 * (c + windows.taps) * c
+        doubles = _MOST_ROWS * (2 * c + _COLUMNS) + 2
         small = c * (2 + _MOST_ROWS + 2 * _WARPS)
-        return 8 * doubles + 4 * (small + _TILE + weights + _input_of(tile, windows) * c)
+        layers = 2 * (c + taps) * c + max(_input_of(tile, first), _input_of(tile, second)) * c
+        scales = 2 * c * tasks.most  # of csrc/cuda/cell/mix.cuh
+        return 8 * doubles + 4 * (small + _TILE + max(layers, scales))
 
-    tile = tile_of(c, *layout.after, shared)
-    return {"halo": windows.halo, "taps": windows.taps, **tile, "channels": c, "second": second}
+    return {
+        "halo": first.halo,
+        "second_halo": second.halo,
+        "taps": taps,
+        **tile_of(c, *layout.after, shared),
+        "channels": c,
+    }
 
 
-def reach_arguments(layout: Layout, windows: Windows, inner: Windows) -> dict[str, Any]:
-    """As `convolve_arguments`, for `REACH`; inner are those of second layers."""
+def reach_arguments(layout: Layout, tasks: ReachTasks) -> dict[str, Any]:
+    """As `nodes_arguments`, for `REACH`."""
     c = layout.plan.mixed_channels
+    windows, inner = tasks.windows, tasks.inner_windows
     taps = max(windows.taps, inner.taps)
 
     def shared(tile: Tile) -> int:  # `ReachRoom` of csrc/cuda/cell/reach.cuh
@@ -126,31 +143,26 @@ def reach_arguments(layout: Layout, windows: Windows, inner: Windows) -> dict[st
     }
 
 
-def convolve_reason(layout: Layout, windows: Windows, second: bool, z: Slot) -> str | None:
-    """Say why `CONVOLVE` cannot take the layers of a node; None where it can."""
-    if reason := _reason(layout, z):
+def nodes_reason(layout: Layout, tasks: NodeTasks, p: Slot, g: Slot | None, z: Slot) -> str | None:
+    """Say why `NODES` cannot take a cell; None where it can."""
+    if reason := _reason(layout, p, g, z):
         return reason
     channels = layout.plan.mixed_channels
-    if not second and any(name in DENSE for name in layout.plan.operations):
+    if any(name in DENSE for name in layout.plan.operations):
         return "dense convolutions are among the candidates"
-    if not second and layout.halves and channels % 8:
+    if layout.halves and channels % 8:
         return f"FactorizedReduce has {channels} channels, no multiple of 8"
-    return _shared_reason(convolve_arguments(layout, windows, second), z.device)
+    return _shared_reason(nodes_arguments(layout, tasks), z.device)
 
 
-def reach_reason(  # noqa: PLR0917 - what decides
-    layout: Layout, windows: Windows, inner: Windows, p: Slot, g: Slot | None, z: Slot
-) -> str | None:
+def reach_reason(layout: Layout, tasks: ReachTasks, p: Slot, g: Slot | None, z: Slot) -> str | None:
     """Say why `REACH` cannot take a cell; None where it can."""
-    if reason := _reason(layout, z):
+    if reason := _reason(layout, p, g, z):
         return reason
-    for name, weights in (("p", p), ("g", g)):
-        if weights is not None and weights.dtype != torch.float32:
-            return f"{name} is {weights.dtype}"
-    return _shared_reason(reach_arguments(layout, windows, inner), z.device)
+    return _shared_reason(reach_arguments(layout, tasks), z.device)
 
 
-def _reason(layout: Layout, z: Slot) -> str | None:
+def _reason(layout: Layout, p: Slot, g: Slot | None, z: Slot) -> str | None:
     channels, width = layout.plan.mixed_channels, layout.after[1]
     if reason := _library_reason(z.device):
         return reason
@@ -160,6 +172,9 @@ def _reason(layout: Layout, z: Slot) -> str | None:
         return f"candidates see {channels} channels, which are not among {_CHANNELS}"
     if (width - 1).bit_length() > (_TILE // channels).bit_length() - 1:
         return f"{width} pixels of {channels} channels are more than a tile"
+    for name, weights in (("p", p), ("g", g)):
+        if weights is not None and weights.dtype != torch.float32:
+            return f"{name} is {weights.dtype}"
     return None
 
 
@@ -173,7 +188,7 @@ def _shared_reason(arguments: dict[str, Any], device: torch.device) -> str | Non
 def _library_reason(device: torch.device) -> str | None:
     if device.type != "cuda":
         return f"a tensor is on {device}"
-    return None if has_kernel(_CONVOLVE, "cuda") else "the CUDA library was not compiled"
+    return None if has_kernel(_NODES, "cuda") else "the CUDA library was not compiled"
 
 
 def _shared_memory(device: torch.device) -> int:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -34,7 +35,7 @@ from da2s_fast.ops.cell.triton.layout import (
     block_of,
     layout_of,
 )
-from da2s_fast.ops.cell.triton.packs import Packs, Rows
+from da2s_fast.ops.cell.triton.packs import Rows
 from da2s_fast.ops.cell.triton.tables import Round, Tables, tables_of
 
 
@@ -82,6 +83,7 @@ class Call:
         z: flat.
         moments: flat, float64; None where all statistics are known.
         statistics: flat.
+        made: counters of csrc/cuda's forward kernel; None where nobody counts.
         eps: of the norms.
         known: all statistics are known.
         tf32: see `Settings`.
@@ -97,9 +99,16 @@ class Call:
     z: Slot
     moments: Slot | None
     statistics: Slot
+    made: Slot | None
     eps: float
     known: bool
     tf32: bool
+
+    @cached_property
+    def compiled(self) -> bool:
+        """Whether csrc/cuda's kernel makes the nodes."""
+        making = self.tables.making
+        return compiled.nodes_reason(self.layout, making, self.p, self.g, self.z) is None
 
     @property
     def strides(self) -> tuple[tuple[int, ...], ...]:
@@ -183,6 +192,7 @@ def cell(  # noqa: PLR0917 - the schema's arguments
         "statistics": statistics,
         "output": output,
         "moments": x.new_empty((layout.moments_size,), dtype=torch.float64),
+        "made": x.new_empty((layout.counters,), dtype=torch.int32),
     }
     if not save:
         tensors["z"] = x.new_empty((layout.z_size,), dtype=dtype)
@@ -209,6 +219,7 @@ def call_of(slots: Mapping[Hashable, Slot], settings: Settings, *, backward: boo
         slots.get("z") or saved.narrow(0, layout.z_start, layout.z_size),
         slots.get("moments"),
         slots["statistics"],
+        slots.get("made"),
         settings.eps,
         known=backward,
         tf32=settings.tf32,
@@ -219,8 +230,11 @@ def _forward(slots: Mapping[Hashable, Slot], settings: Settings) -> None:
     """All launches."""
     call = call_of(slots, settings, backward=False)
     _prepare(call)
+    if call.compiled:
+        _make_nodes(call, sum(call.tables.making.lengths), slots["output"])
+        return
     for step in call.tables.rounds:
-        layers(call, step)
+        _layers(call, step)
         _mix(call, step, slots["output"])
 
 
@@ -255,6 +269,8 @@ def _prepare(call: Call) -> None:
         table=tables.inputs.table,
         statistics=call.statistics,
         states=call.states,
+        counters=call.made if call.compiled else None,
+        COUNTERS=layout.counters,
         EPS=call.eps,
         CHUNKS=layout.chunks,
         PIXELS=options["PIXELS"],
@@ -263,40 +279,62 @@ def _prepare(call: Call) -> None:
     )
 
 
-def layers(call: Call, step: Round) -> None:
+def layers_again(call: Call, place: int) -> None:
+    """Layers of a node in the backward pass, which has the last node in the first place."""
+    if call.compiled:
+        _make_nodes(call, call.tables.making.lengths[place], None)
+    else:
+        _layers(call, call.tables.rounds[-1 - place])
+
+
+def _make_nodes(call: Call, length: int, output: Slot | None) -> None:
+    """So many tasks of csrc/cuda's kernel, from where the launch before ended."""
+    layout, plan, tasks = call.layout, call.layout.plan, call.tables.making
+    if not length:
+        return
+    area = call.area(plan.inputs)
+    tiles = area.pop("tiles_per_chunk")
+    launch(
+        compiled.NODES,
+        (layout.chunks * length, 1),
+        tasks=tasks.tasks.table,
+        waits=tasks.waits.table,
+        counters=call.made,
+        packs=tasks.packs.table,
+        layers=tasks.layers.table,
+        mixes=tasks.mixes.table,
+        mixed=tasks.mixed.table,
+        states=call.states,
+        z=call.z,
+        weights=call.weights,
+        p_weights=call.p,
+        g_weights=call.g,
+        moments=call.moments,
+        statistics=call.statistics,
+        output=output,
+        output_strides=output.stride() if output else (0, 0, 0, 0),
+        chunk_pixels=tiles * layout.tile,
+        eps=call.eps,
+        chunks=layout.chunks,
+        operations=len(plan.operations),
+        pitch=plan.channels,
+        known=call.known,
+        type=compiled.OUTPUT_TYPES.index(output.dtype) if output else 0,
+        **area,
+        **compiled.nodes_arguments(layout, tasks),
+    )
+
+
+def _layers(call: Call, step: Round) -> None:
     """First and second layers of the edges that enter a node, and pools."""
     if step.first.length:
-        _convolve(call, step.node, step.first, step.first_packs, second=False)
+        _convolve(call, step.node, step.first, second=False)
     if step.second.length:
-        _convolve(call, step.node, step.second, step.second_packs, second=True)
+        _convolve(call, step.node, step.second, second=True)
 
 
-def _convolve(call: Call, node: int, own: Rows, packs: Packs, second: bool) -> None:
+def _convolve(call: Call, node: int, own: Rows, second: bool) -> None:
     layout, plan = call.layout, call.layout.plan
-    tensors: dict[str, Any] = {
-        "table": own.table,
-        "source": call.z if second else call.states,
-        "z": call.z,
-        "weights": call.weights,
-        "moments": call.moments,
-        "statistics": call.statistics,
-        "pitch": plan.mixed_channels if second else plan.channels,
-    }
-    area = call.area(node)
-    if compiled.convolve_reason(layout, packs.windows, second, call.z) is None:
-        tiles = area.pop("tiles_per_chunk")
-        launch(
-            compiled.CONVOLVE,
-            (layout.chunks, packs.rows.length),
-            packs=packs.rows.table,
-            chunk_pixels=tiles * layout.tile,
-            eps=call.eps,
-            known=call.known,
-            **tensors,
-            **area,
-            **compiled.convolve_arguments(layout, packs.windows, second),
-        )
-        return
     options = call.products(plan.mixed_channels)
     launch(
         convolve.convolve,
@@ -313,8 +351,14 @@ def _convolve(call: Call, node: int, own: Rows, packs: Packs, second: bool) -> N
         KNOWN=call.known,
         EPS=call.eps,
         CHUNKS=layout.chunks,
-        **tensors,
-        **area,
+        table=own.table,
+        source=call.z if second else call.states,
+        z=call.z,
+        weights=call.weights,
+        moments=call.moments,
+        statistics=call.statistics,
+        pitch=plan.mixed_channels if second else plan.channels,
+        **call.area(node),
         **options,
     )
 

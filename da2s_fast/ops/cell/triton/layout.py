@@ -356,13 +356,16 @@ class Layout:
         """Numbers of all sums."""
         return self._sums[3]
 
-    @property
+    @cached_property
     def counters(self) -> int:
-        """More, as a power of two, than csrc/cuda's backward kernel needs for its `tasks`.
+        """More, as a power of two, than csrc/cuda's kernels need for their tasks.
 
-        Three for every state before every node, and one more.
+        One for tickets, three for every state before every node, one for every node, and one for
+        every pack of layers and pools.
         """
-        return 1 << (3 * sum(self.plan.states[self.plan.inputs :])).bit_length()
+        nodes = self.plan.states[self.plan.inputs :]
+        most = 1 + 3 * sum(nodes) + len(nodes) + len(self.moments) + len(self.pool_moments)
+        return 1 << most.bit_length()
 
     @property
     def saved_size(self) -> int:

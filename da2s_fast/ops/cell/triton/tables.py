@@ -13,6 +13,7 @@ from da2s_fast.kernels.cell import rows
 from da2s_fast.kernels.cell.rows import Layer, Pack
 from da2s_fast.ops.cell.triton.cell_rows import CellRows
 from da2s_fast.ops.cell.triton.layout import layout_of
+from da2s_fast.ops.cell.triton.node_tasks import MadeNode, NodeTaskRows, NodeTasks
 from da2s_fast.ops.cell.triton.packs import (
     POOL_KINDS,
     Packs,
@@ -21,8 +22,8 @@ from da2s_fast.ops.cell.triton.packs import (
     upload,
     windows_of,
 )
+from da2s_fast.ops.cell.triton.reach_tasks import ReachedNode, ReachTaskRows, ReachTasks
 from da2s_fast.ops.cell.triton.reaching import Reaching, ReachingRows, reaching_of
-from da2s_fast.ops.cell.triton.tasks import NodeRows, TaskRows, Tasks
 
 
 class Round(NamedTuple):
@@ -58,7 +59,8 @@ class Tables(NamedTuple):
         states: a group without rows for every state.
         normalized: one row for every preprocessed input.
         candidates: every candidate and bypass of all nodes.
-        tasks: of csrc/cuda's backward kernel.
+        making: tasks of csrc/cuda's forward kernel.
+        reaching: of its backward kernel.
     """
 
     parts: Rows
@@ -67,7 +69,8 @@ class Tables(NamedTuple):
     states: Rows
     normalized: Rows
     candidates: Rows
-    tasks: Tasks
+    making: NodeTasks
+    reaching: ReachTasks
 
 
 @lru_cache(maxsize=256)
@@ -95,8 +98,9 @@ def tables_of(  # noqa: PLR0917 - a key of the cache
     cell = CellRows(layout_of(code, batch, sizes, save), frozenset(frozen))
     plan = cell.plan
     rounds = [_round_of(cell, node, again) for node in plan.states[plan.inputs :]]
-    tasks = TaskRows(
-        cell, [NodeRows(own.node, own.mixed, own.second, own.reaching) for own in rounds]
+    making = NodeTaskRows(cell, [own.made for own in rounds], again)
+    reaching = ReachTaskRows(
+        cell, [ReachedNode(own.node, own.mixed, own.second, own.reaching) for own in rounds]
     )
     lists: list[Sequence[tuple[int, ...]]] = [
         [part for i in plan.preprocess_norms for part in cell.parts(i)],
@@ -106,9 +110,10 @@ def tables_of(  # noqa: PLR0917 - a key of the cache
         [row for own in rounds for row in own.mixed],
     ]
     by_round = [rows for own in rounds for rows in own.lists]
-    on_device = iter(upload([*lists, *tasks.lists, *by_round], device))
+    on_device = iter(upload([*lists, *making.lists, *reaching.lists, *by_round], device))
     parts, inputs, states, normalized, candidates = islice(on_device, len(lists))
-    own_tasks = tasks.uploaded([*islice(on_device, len(tasks.lists))])
+    made = making.uploaded([*islice(on_device, len(making.lists))])
+    reached = reaching.uploaded([*islice(on_device, len(reaching.lists))])
     return Tables(
         parts,
         inputs,
@@ -116,7 +121,8 @@ def tables_of(  # noqa: PLR0917 - a key of the cache
         states,
         normalized,
         candidates,
-        own_tasks,
+        made,
+        reached,
     )
 
 
@@ -135,6 +141,11 @@ class _RoundRows(NamedTuple):
     def lists(self) -> list[Sequence[tuple[int, ...]]]:
         own = (self.first, self.second, self.first_packs, self.second_packs, self.mixed)
         return [*own, *self.reaching.lists]
+
+    @property
+    def made(self) -> MadeNode:
+        own = self.first, self.second, self.first_packs, self.second_packs, self.mixed
+        return MadeNode(self.node, *own)
 
     def uploaded(self, lists: Sequence[Rows]) -> Round:
         """With its lists on the device."""

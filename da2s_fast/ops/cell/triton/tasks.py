@@ -1,189 +1,65 @@
-"""What the programs of csrc/cuda's backward kernel do, in which order, and what they wait for.
+"""What programs of one launch of csrc/cuda do, in which order, and what they wait for.
 
-All tasks of a node: the sums of its candidates, its second layers, the states before it. They
-follow one another state by state, the node next to be complete first, so that what the next node's
-tasks wait for ends early; nobody waits for what comes later. What tasks count up: every state's
-sums, second layers and what reached it, for every node.
+A task is done by a program for each chunk, in the order of the table; nobody waits for what comes
+later. What is waited for is all the work of one kind for the edges from a state to a node, which
+has a counter.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
 
-from da2s_fast.kernels.cell.rows import SEPARABLE, Group, Layer, Task, Wait, Work
-from da2s_fast.ops.cell.triton.cell_rows import CellRows
-from da2s_fast.ops.cell.triton.packs import Rows, Windows, windows_of
-from da2s_fast.ops.cell.triton.reaching import ReachingRows
+from da2s_fast.kernels.cell.rows import Layer, Task, Wait
+from da2s_fast.ops.cell.plan import CellPlan
 
-_Count = tuple[int, int, int]
+Count = tuple[int, int, int]
 """(node, state, work): what programs with that work for the edges from a state to a node count."""
 
 
-class NodeRows(NamedTuple):
-    """What there is to be done for a node.
+class TaskList:
+    """Tasks, as they are added.
 
     Attributes:
-        node: which.
-        mixed: its candidates and what goes past them.
-        second: second layers of separable convolutions.
-        reaching: what reaches the states before it.
-    """
-
-    node: int
-    mixed: Sequence[Layer]
-    second: Sequence[Layer]
-    reaching: ReachingRows
-
-
-class Tasks(NamedTuple):
-    """The tasks of a cell.
-
-    Attributes:
-        tasks: of all nodes, the last first.
+        tasks: see `Task`.
         waits: the tasks'.
-        candidates: rows of tasks.
-        seconds: likewise.
-        groups: likewise.
-        layers: the groups' rows, and those of `others`.
-        others: groups of what csrc/cuda has no kernel for; of all nodes together, for every state.
-        lengths: how many tasks there are for each node, the last first.
-        inner_windows: of second layers.
-        windows: of first layers.
-        late: whether `others` can wait until all tasks are done.
     """
 
-    tasks: Rows
-    waits: Rows
-    candidates: Rows
-    seconds: Rows
-    groups: Rows
-    layers: Rows
-    others: Rows
-    lengths: tuple[int, ...]
-    inner_windows: Windows
-    windows: Windows
-    late: bool
-
-
-class TaskRows:
-    """The same before it is uploaded.
-
-    Args:
-        cell: the rows of the cell.
-        nodes: ascending.
-    """
-
-    def __init__(self, cell: CellRows, nodes: Sequence[NodeRows]) -> None:
-        self.cell, self.layout = cell, cell.layout
+    def __init__(self) -> None:
         self.tasks: list[Task] = []
         self.waits: list[Wait] = []
-        self.candidates: list[Layer] = []
-        self.seconds: list[Layer] = []
-        self.groups: list[Group] = []
-        self.layers: list[Layer] = []
-        self.lengths: list[int] = []
-        self.nodes = [own.node for own in nodes]
-        self._counters: dict[_Count, int] = {}
-        self._programs: Counter[_Count] = Counter()
-        for own in reversed(nodes):
-            before = len(self.tasks)
-            self._add(own)
-            self.lengths.append(len(self.tasks) - before)
-        self.windows = windows_of([row for row in self.layers if row.kind == SEPARABLE.value])
-        self.others = self._others(nodes)
+        self._counters: dict[Count, int] = {}
+        self._used = 1  # tickets are counted with the first
+        self._programs: Counter[Count] = Counter()
 
-    @property
-    def lists(self) -> list[Sequence[tuple[int, ...]]]:
-        """What is uploaded."""
-        own = (self.tasks, self.waits, self.candidates, self.seconds, self.groups, self.layers)
-        return [*own, self.others]
+    def add(self, work: Count, row: int, needed: Sequence[Count], chunks: int) -> None:
+        """A task that comes after all that is needed.
 
-    def uploaded(self, lists: Sequence[Rows]) -> Tasks:
-        """With these lists on the device."""
-        inputs = self.layout.states[: self.layout.plan.inputs]
-        tasks, waits, candidates, seconds, groups, layers, others = lists
-        return Tasks(
-            tasks,
-            waits,
-            candidates,
-            seconds,
-            groups,
-            layers,
-            others,
-            tuple(self.lengths),
-            inner_windows=windows_of(self.seconds),
-            windows=self.windows,
-            late=self.layout.save and all(group.state in inputs for group in self.others),
-        )
-
-    def _add(self, own: NodeRows) -> None:
-        node, states = own.node, range(own.node)[::-1]
-        if node != self.nodes[-1]:  # whose sums are there from the beginning
-            for state in states:
-                for row in self._of(state, own.mixed):
-                    work = node, state, Work.SUMS
-                    self._task(work, self.candidates, row, self._gradient(node))
-        for state in states:
-            work = node, state, Work.INNER
-            needed = [(node, state, Work.SUMS), *self._room(node)]
-            # The longest first.
-            rows = sorted(self._of(state, own.second), key=lambda row: -row.kernel)
-            for row in rows:
-                self._task(work, self.seconds, row, needed)
-        for state in states:
-            group = own.reaching.compiled[state]
-            if not group.length:
-                continue
-            rows = own.reaching.layers[group.first : group.first + group.length]
-            moved = group._replace(first=len(self.layers))
-            self.layers.extend(rows)
-            needed = [
-                *self._gradient(node),
-                *((node, state, work) for work in (Work.SUMS, Work.INNER)),
-                *self._room(node),
-                *((later, state, Work.STATES) for later in self._later(node)[:1]),
-            ]
-            self._task((node, state, Work.STATES), self.groups, moved, needed)
-
-    def _of(self, state: int, rows: Sequence[Layer]) -> list[Layer]:
-        """Those of the edges from a state."""
-        edges = {edge.row for edge in self.cell.plan.edges if edge.source == state}
-        return [row for row in rows if row.edge in edges]
-
-    def _later(self, node: int) -> list[int]:
-        return [other for other in self.nodes if other > node]
-
-    def _gradient(self, node: int) -> list[_Count]:
-        """What the node's gradient is complete with."""
-        return [(later, node, Work.STATES) for later in self._later(node)]
-
-    def _room(self, node: int) -> list[_Count]:
-        """Who works where the node's gradients at inner norms and before products will lie."""
-        before = [n for n in self._later(node) if (n - node) % self.layout.rooms == 0][:1]
-        return [(n, state, Work.STATES) for n in before for state in range(n)]
-
-    def _task(self, work: _Count, rows: list, row: tuple[int, ...], needed: list[_Count]) -> None:
+        Args:
+            work: what is counted up.
+            row: index of what the task is about.
+            needed: what of it is among the tasks so far must be done.
+            chunks: programs that count; 0: the last one counts, for all.
+        """
         waits = [
-            Wait(self._counters[one], self._programs[one]) for one in needed if self._programs[one]
+            Wait(self._counters[one], self._programs[one])
+            for one in dict.fromkeys(needed)
+            if self._programs[one]
         ]
-        counter = self._counters.setdefault(work, len(self._counters) + 1)
-        self._programs[work] += self.layout.image_chunks
-        self.tasks.append(Task(work[2], len(rows), len(self.waits), len(waits), counter))
+        if work not in self._counters:
+            self._counters[work] = self._counter()
+        arrivals = 0 if chunks else self._counter()
+        self._programs[work] += chunks or 1
+        counter = self._counters[work]
+        self.tasks.append(Task(work[2], row, len(self.waits), len(waits), counter, arrivals))
         self.waits.extend(waits)
-        rows.append(row)
 
-    def _others(self, nodes: Sequence[NodeRows]) -> list[Group]:
-        """For every state a group of what is left, of all nodes."""
-        found = []
-        for state in self.cell.plan.states:
-            start, at = len(self.layers), self.layout.states[state]
-            for own in reversed(nodes):
-                for group in own.reaching.others:
-                    if group.state == at:
-                        end = group.first + group.length
-                        self.layers.extend(own.reaching.layers[group.first : end])
-            if len(self.layers) > start:
-                found.append(self.cell.group(state, start, len(self.layers) - start))
-        return found
+    def _counter(self) -> int:
+        self._used += 1
+        return self._used - 1
+
+
+def of_state(plan: CellPlan, state: int, rows: Sequence[Layer]) -> list[Layer]:
+    """Those of the edges from a state."""
+    edges = {edge.row for edge in plan.edges if edge.source == state}
+    return [row for row in rows if row.edge in edges]

@@ -31,8 +31,7 @@ __device__ __forceinline__ void candidate_sums(const Reach& call, const ReachRoo
   }
   __syncthreads();
   const float4 mean = *reinterpret_cast<const float4*>(room.norm + c);
-  const Input input{static_cast<int>(row[kHeight]), static_cast<int>(row[kWidth]),
-                    static_cast<int>(row[kStride])};
+  const Input input = input_of(row);
   const bool past = kind == kBypass, alike = kind == kSkip || kind == kNothing;
   const float factor = kind == kNothing ? 0.f : 1.f;
   const float* gradient = call.gradients + row[kGradient] + c;

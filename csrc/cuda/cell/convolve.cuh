@@ -45,11 +45,12 @@ struct Nodes {
   int64_t output_channel;
   int64_t output_row;
   int64_t output_column;
-  int64_t pixels;        // of a node
-  int64_t chunk_pixels;  // of a chunk
   double eps;
-  int height;  // of a node
+  int pixels;        // of a node
+  int chunk_pixels;  // of a chunk
+  int height;        // of a node
   int width;
+  int images;
   int chunks;
   int operations;   // columns of p
   int pitch;        // channels of a state
@@ -63,13 +64,25 @@ struct Nodes {
   int log_images;
 };
 
-// What a program does, once it knows.
+// What a program works on, once it knows; in registers, threads would miss the room meanwhile.
 struct Turn {
   int task;
   int chunk;
-  int last;    // whether it is the last of its task
-  int unused;  // what follows is read by 16 bytes
+  int first;   // pixel of the chunk
+  int end;     // of its pixels
+  int length;  // rows of the pack
+  int pools;   // of which are pools
+  int fresh;   // pixels of the chunk's first tile while it is at that, then 0
+  int last;    // whether it is the last program of its task
 };
+
+__device__ inline void begin(const Nodes& call, int task, int chunk, Turn* turn) {
+  const int first = chunk * call.chunk_pixels, end = first + call.chunk_pixels;
+  turn->task = task;
+  turn->chunk = chunk;
+  turn->first = first < call.pixels ? first : call.pixels;
+  turn->end = end < call.pixels ? end : call.pixels;
+}
 
 // Shared memory of a program. What the tile takes is behind everything else.
 template <int C>
@@ -98,6 +111,12 @@ struct Room {
   }
 };
 
+// The program's task. It is asked for anew: kept, it would take registers meanwhile.
+template <int C>
+__device__ __forceinline__ const int64_t* task_of(const Nodes& call, const Room<C>& room) {
+  return call.tasks + int64_t(room.turn->task) * kTask;
+}
+
 // Bring a layer's weights: products as (C, cout), so that a thread's 4 outputs lie side by side,
 // depthwise ones as (taps, C).
 template <int C>
@@ -116,8 +135,9 @@ __device__ __forceinline__ void load_weights(const Nodes& call, const int64_t* r
 
 // What a row has before its product.
 template <int C, bool kSecond>
-__device__ __forceinline__ void spread(const Room<C>& room, const Tile& tile, int stride,
-                                       const int64_t* row, const float* weights) {
+__device__ __forceinline__ void spread(const Room<C>& room, const Tile& tile, const int64_t* row,
+                                       const float* weights) {
+  const int stride = static_cast<int>(row[kStride]);
   const int padding = static_cast<int>(row[kPadding]);
   const int kernel = static_cast<int>(row[kKernel]), dilation = static_cast<int>(row[kDilation]);
   if (kSecond || (row[kKind] == kSeparable && stride == 1))
@@ -163,8 +183,7 @@ __device__ inline void store(float* to, float4 v) { __stwb(reinterpret_cast<floa
 // A row's z of one tile: from what its product or pool reads in shared memory.
 template <int C, bool kSecond>
 __device__ __forceinline__ void finish_row(const Nodes& call, const Room<C>& room, const Tile& tile,
-                                           const Input& input, const int64_t* row,
-                                           const float* weights, int64_t first, int64_t last,
+                                           const int64_t* row, const float* weights,
                                            float (&values)[kPixels][4], bool (&live)[kPixels]) {
   const int c = threadIdx.x % kQuads<C> * 4;
   const bool pools = !kSecond && (row[kKind] == kMaximum || row[kKind] == kAverage);
@@ -176,11 +195,12 @@ __device__ __forceinline__ void finish_row(const Nodes& call, const Room<C>& roo
 #pragma unroll
   for (int j = 0; j < kPixels; ++j) {
     const Pixel pixel = pixel_of<C>(j, tile, call.height, call.width);
-    live[j] = pixel.live && pixel.at >= first && pixel.at < last && own;
+    live[j] = pixel.live && pixel.at >= room.turn->first && pixel.at < room.turn->end && own;
     if (!live[j]) continue;
     if (pools) {
       float4 winner;
-      const float4 v = pooled<C>(room.tile, tile, input, pixel, row[kKind] == kAverage, winner);
+      const float4 v =
+          pooled<C>(room.tile, tile, input_of(row), pixel, row[kKind] == kAverage, winner);
       values[j][0] = v.x, values[j][1] = v.y, values[j][2] = v.z, values[j][3] = v.w;
       if (row[kKind] == kMaximum) store(call.z + row[kPosition] + pixel.at * C + c, winner);
     }
@@ -229,7 +249,7 @@ __device__ void complete(const Nodes& call, const Room<C>& room, int rows) {
 
 // The chunk's moments of all rows.
 template <int C>
-__device__ void write_moments(const Nodes& call, const Room<C>& room, int rows, int64_t count) {
+__device__ void write_moments(const Nodes& call, const Room<C>& room, int rows, int count) {
   for (int i = threadIdx.x; i < rows * C; i += kThreads) {
     const int64_t* row = room.rows + i / C * kLayer;
     const int c = i % C;
@@ -249,37 +269,35 @@ __device__ void write_moments(const Nodes& call, const Room<C>& room, int rows, 
   }
 }
 
-// All rows of a pack on one tile. `count` is its number of live pixels, `fresh` whether it is the
-// chunk's first.
+// All rows of a pack on one tile.
 template <int C, bool kSecond>
 __device__ __forceinline__ void convolve_tile(const Nodes& call, const Room<C>& room,
-                                              const Tile& tile, const Input& input, int length,
-                                              int pools, int64_t first, int64_t last, int count,
-                                              bool fresh) {
+                                              const Tile& tile) {
   const int size = (C + call.taps) * C;
   load_weights<C>(call, room.rows, room.weights);
   __syncthreads();
-  for (int r = 0; r < length; ++r) {
+  for (int r = 0; r < room.turn->length; ++r) {
     const int64_t* row = room.rows + r * kLayer;
     const float* weights = room.weights + r % 2 * size;
-    if (!kSecond && pools > 0 && r == pools) {
+    if (!kSecond && r > 0 && r == room.turn->pools) {
       rectify_tile<C>(room.tile, tile);
       __syncthreads();
     }
-    if (r + 1 < length) load_weights<C>(call, row + kLayer, room.weights + (r + 1) % 2 * size);
-    spread<C, kSecond>(room, tile, input.stride, row, weights);
+    if (r + 1 < room.turn->length)
+      load_weights<C>(call, row + kLayer, room.weights + (r + 1) % 2 * size);
+    spread<C, kSecond>(room, tile, row, weights);
     __syncthreads();
     float values[kPixels][4];
     bool live[kPixels];
-    finish_row<C, kSecond>(call, room, tile, input, row, weights, first, last, values, live);
+    finish_row<C, kSecond>(call, room, tile, row, weights, values, live);
     float* pivots = room.pivots + r * C;
     if (!call.known) {
-      if (fresh) {
+      if (room.turn->fresh > 0) {
         add_up<C>(values, live, nullptr, room.partial);
         __syncthreads();
         if (threadIdx.x < C)
           pivots[threadIdx.x] =
-              static_cast<float>(across_warps<C>(room.partial, threadIdx.x, 0) / count);
+              static_cast<float>(across_warps<C>(room.partial, threadIdx.x, 0) / room.turn->fresh);
         __syncthreads();
       }
       add_up<C>(values, live, pivots, room.partial);
@@ -293,11 +311,13 @@ __device__ __forceinline__ void convolve_tile(const Nodes& call, const Room<C>& 
 }
 
 template <int C, bool kSecond>
-__device__ __forceinline__ void convolve(const Nodes& call, const Room<C>& room,
-                                         const int64_t* task) {
-  const int64_t* pack = call.packs + task[kTaskRow] * kPack;
+__device__ __forceinline__ void convolve(const Nodes& call, const Room<C>& room) {
+  const int64_t* pack = call.packs + task_of(call, room)[kTaskRow] * kPack;
   const int length = static_cast<int>(pack[kPackLength]);
-  const int pools = static_cast<int>(pack[kPackPools]);
+  if (threadIdx.x == 0) {
+    room.turn->length = length;
+    room.turn->pools = static_cast<int>(pack[kPackPools]);
+  }
   for (int i = threadIdx.x; i < length * kLayer; i += kThreads)
     room.rows[i] = call.layers[pack[kPackFirst] * kLayer + i];
   for (int i = threadIdx.x; i < length * C * 2; i += kThreads) room.sums[i] = 0;
@@ -306,46 +326,38 @@ __device__ __forceinline__ void convolve(const Nodes& call, const Room<C>& room,
     inner_norm<C>(call, room.rows, room.norm);
     __syncthreads();
   }
-  const Input input{static_cast<int>(room.rows[kHeight]), static_cast<int>(room.rows[kWidth]),
-                    static_cast<int>(room.rows[kStride])};
   Tile tile = tile_of(call.log_width, call.log_height, call.log_images,
-                      kSecond ? call.second_halo : call.halo, input.stride);
-  const int64_t size = int64_t(call.height) * call.width;
-  const int images = static_cast<int>(call.pixels / size);
-  const int64_t first = room.turn->chunk * call.chunk_pixels;
-  const int64_t end = first + call.chunk_pixels;
-  const int64_t last = end < call.pixels ? end : call.pixels;
-  const float* source = (kSecond ? call.z : call.states) + room.rows[kSource];
-  const int pitch = kSecond ? C : call.pitch;
-  bool fresh = true;
-  for (tile.image = static_cast<int>(first / size); tile.image * size < last;
+                      kSecond ? call.second_halo : call.halo, static_cast<int>(room.rows[kStride]));
+  const int size = call.height * call.width;
+  for (tile.image = room.turn->first / size; tile.image * size < room.turn->end;
        tile.image += 1 << tile.log_images)
     for (tile.top = 0; tile.top < call.height; tile.top += 1 << tile.log_height) {
-      const int64_t begin = tile.image * size + int64_t(tile.top) * call.width;
-      const bool several = tile.log_images > 0;
+      const int image = tile.image * size, begin = image + tile.top * call.width;
       const int bottom = tile.top + (1 << tile.log_height);
-      const int64_t behind =
-          several ? (tile.image + (int64_t(1) << tile.log_images)) * size
-                  : tile.image * size +
-                        int64_t(bottom < call.height ? bottom : call.height) * call.width;
-      const int64_t from = begin > first ? begin : first, to = behind < last ? behind : last;
+      const int behind = tile.log_images > 0
+                             ? image + (size << tile.log_images)
+                             : image + (bottom < call.height ? bottom : call.height) * call.width;
+      const int first = room.turn->first, end = room.turn->end;
+      const int from = begin > first ? begin : first, to = behind < end ? behind : end;
       if (from >= to) continue;
+      const float* source = (kSecond ? call.z : call.states) + room.rows[kSource];
+      const int pitch = kSecond ? C : call.pitch;
       if (kSecond)
-        load_tile<C>(room.tile, tile, input, source, pitch, images,
+        load_tile<C>(room.tile, tile, input_of(room.rows), source, pitch, call.images,
                      Normalized{room.norm, room.norm + C});
-      else if (pools > 0)
-        load_tile<C>(room.tile, tile, input, source, pitch, images, Plain{});
+      else if (room.turn->pools > 0)
+        load_tile<C>(room.tile, tile, input_of(room.rows), source, pitch, call.images, Plain{});
       else
-        load_tile<C>(room.tile, tile, input, source, pitch, images, Rectified{});
-      convolve_tile<C, kSecond>(call, room, tile, input, length, pools, first, last,
-                                static_cast<int>(to - from), fresh);
-      fresh = false;
+        load_tile<C>(room.tile, tile, input_of(room.rows), source, pitch, call.images, Rectified{});
+      if (threadIdx.x == 0) room.turn->fresh = from == first ? to - from : 0;
+      convolve_tile<C, kSecond>(call, room, tile);
     }
   __syncthreads();
-  if (!call.known) write_moments<C>(call, room, length, last - first);
-  if (!is_last(task, call.counters, call.chunks, &room.turn->last)) return;
-  if (!call.known) complete<C>(call, room, length);
-  done(task, call.counters);
+  if (!call.known)
+    write_moments<C>(call, room, room.turn->length, room.turn->end - room.turn->first);
+  if (!is_last(task_of(call, room), call.counters, call.chunks, &room.turn->last)) return;
+  if (!call.known) complete<C>(call, room, room.turn->length);
+  done(task_of(call, room), call.counters);
 }
 
 }  // namespace da2s_fast::cell

@@ -49,24 +49,19 @@ __device__ void load_scales(const Nodes& call, const int64_t* rows, int candidat
 }
 
 // Where pixel `at` of the node is in another image, of `stride` times as many rows and columns.
-__device__ inline int64_t strided(const Nodes& call, const Input& input, int64_t at) {
+__device__ inline int64_t strided(const Nodes& call, const Input& input, int at) {
   if (input.stride == 1) return at;
-  const int size = call.height * call.width, n = static_cast<int>(at / size);
-  const int left = static_cast<int>(at - int64_t(n) * size), y = left / call.width;
+  const int size = call.height * call.width, n = at / size;
+  const int left = at - n * size, y = left / call.width;
   const int x = left - y * call.width;
   return (int64_t(n) * input.height + y * input.stride) * input.width + x * input.stride;
-}
-
-__device__ inline Input input_of(const int64_t* row) {
-  return {static_cast<int>(row[kHeight]), static_cast<int>(row[kWidth]),
-          static_cast<int>(row[kStride])};
 }
 
 // Add 4 channels of a candidate, those from c on, to those of a thread's pixels, the first of which
 // is pixel `first` of the node.
 template <int C>
 __device__ __forceinline__ void add_candidate(const Nodes& call, const int64_t* row,
-                                              const float* scales, int c, int64_t first, int count,
+                                              const float* scales, int c, int first, int count,
                                               float (&sums)[kPixels][4]) {
   const int64_t kind = row[kKind];
   if (c < row[kColumn] || c >= row[kColumn] + row[kCout]) return;  // FactorizedReduce's halves
@@ -79,8 +74,8 @@ __device__ __forceinline__ void add_candidate(const Nodes& call, const int64_t* 
 #pragma unroll
   for (int j = 0; j < kPixels; ++j) {
     if (index_of<C>(j) >= count) continue;
-    int64_t at = first + index_of<C>(j);
-    if (alike) at = strided(call, input_of(row), at);
+    const int pixel = first + index_of<C>(j);
+    const int64_t at = alike ? strided(call, input_of(row), pixel) : pixel;
     float4 v = *reinterpret_cast<const float4*>(from + at * pitch + c);
     if (alike) v = make_float4(v.x * factor, v.y * factor, v.z * factor, v.w * factor);
     sums[j][0] += scale.x * (v.x - mean.x);
@@ -92,10 +87,9 @@ __device__ __forceinline__ void add_candidate(const Nodes& call, const int64_t* 
 
 // Sum over edges what goes past the candidates, 4 channels from `channel` on of a pixel.
 __device__ __forceinline__ float4 add_bypasses(const Nodes& call, const int64_t* rows, int count,
-                                               int channel, int64_t at) {
-  const int size = call.height * call.width;
-  const int64_t image = at / size;
-  const int left = static_cast<int>(at - image * size), y = left / call.width;
+                                               int channel, int at) {
+  const int size = call.height * call.width, image = at / size;
+  const int left = at - image * size, y = left / call.width;
   float4 sum = make_float4(0, 0, 0, 0);
 #pragma unroll 1
   for (int r = 0; r < count; ++r) {
@@ -112,7 +106,7 @@ __device__ __forceinline__ float4 add_bypasses(const Nodes& call, const int64_t*
 __device__ __forceinline__ void write_node(const Nodes& call, const int64_t* mix, const float* sums,
                                            int64_t first, int count) {
   const int numbers = count * call.pitch;
-  float* state = call.states + mix[kMixState] + first * call.pitch;
+  float* state = call.states + mix[kMixState] + int64_t(first) * call.pitch;
   for (int i = threadIdx.x; i < numbers / 4; i += kThreads)
     store(state + 4 * i, reinterpret_cast<const float4*>(sums)[i]);
   if (mix[kMixColumn] < 0) return;  // no part of the output
@@ -121,8 +115,8 @@ __device__ __forceinline__ void write_node(const Nodes& call, const int64_t* mix
   for (int i = threadIdx.x; i < numbers; i += kThreads) {
     const int pixel = by_channel ? i / call.pitch : i % count;
     const int channel = by_channel ? i - pixel * call.pitch : i / count;
-    const int64_t at = first + pixel, image = at / size;
-    const int left = static_cast<int>(at - image * size), y = left / call.width;
+    const int image = (first + pixel) / size, left = first + pixel - image * size;
+    const int y = left / call.width;
     store_as(call.type, call.output,
              image * call.output_image + (mix[kMixColumn] + channel) * call.output_channel +
                  y * call.output_row + (left - y * call.width) * call.output_column,
@@ -138,14 +132,14 @@ __device__ __forceinline__ void mix(const Nodes& call, const Room<C>& room, cons
   const int parts = call.pitch / C, c = threadIdx.x % kQuads<C> * 4;
   float* scales = room.weights;
   load_scales<C>(call, rows, candidates, scales);
-  const int64_t own = (call.chunk_pixels + mix[kMixParts] - 1) / mix[kMixParts];
-  const int64_t start = room.turn->chunk * call.chunk_pixels;
-  const auto smaller = [](int64_t a, int64_t b) { return a < b ? a : b; };
-  const int64_t chunk_end = smaller(start + call.chunk_pixels, call.pixels);
-  const int64_t begin = start + mix[kMixPart] * own, end = smaller(begin + own, chunk_end);
+  const auto smaller = [](int a, int b) { return a < b ? a : b; };
+  const int sharers = static_cast<int>(mix[kMixParts]);
+  const int own = (call.chunk_pixels + sharers - 1) / sharers;
+  const int begin = room.turn->first + static_cast<int>(mix[kMixPart]) * own;
+  const int end = smaller(begin + own, room.turn->end);
   const int most = kTilePixels<C> / parts;
-  for (int64_t first = begin; first < end; first += most) {
-    const int count = static_cast<int>(smaller(end - first, most));
+  for (int first = begin; first < end; first += most) {
+    const int count = smaller(end - first, most);
     __syncthreads();  // the scales are there; what was summed before has gone out
     float sums[kPixels][4] = {};
 #pragma unroll 1

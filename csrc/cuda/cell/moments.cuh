@@ -86,7 +86,7 @@ __device__ void merge(const double* moments, bool own_channel, int chunks, int64
   constexpr int kParts = kThreads / C;
   const int c = threadIdx.x % C, start = threadIdx.x / C;
   const auto size_of = [&](int chunk) {
-    const int64_t left = pixels - chunk * chunk_pixels;
+    const int left = pixels - chunk * chunk_pixels;
     return static_cast<double>(left < chunk_pixels ? left : chunk_pixels);
   };
   // Around the first chunk's mean, so that the sum over chunks is one of small numbers.

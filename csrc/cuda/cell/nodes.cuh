@@ -14,19 +14,19 @@ __device__ __forceinline__ void nodes(const Nodes& call, char* shared) {
   const Room<C> room(shared, call.taps);
   if (threadIdx.x == 0) {
     const int ticket = next_ticket(call.counters);
-    *room.turn = {ticket / call.chunks, ticket % call.chunks, 0, 0};
+    begin(call, ticket / call.chunks, ticket % call.chunks, room.turn);
   }
   __syncthreads();
-  const auto task = [&] { return call.tasks + int64_t(room.turn->task) * kTask; };
-  wait_for(task(), call.waits, call.counters);
-  const int work = static_cast<int>(task()[kTaskWork]);
-  if (work == kWorkFirst) {
-    convolve<C, false>(call, room, task());
+  const int64_t* task = task_of(call, room);
+  wait_for(task, call.waits, call.counters);
+  const int work = static_cast<int>(task[kTaskWork]);
+  if (work == kWorkMix) {
+    mix<C>(call, room, call.mixes + task[kTaskRow] * kMix);
+    done(task_of(call, room), call.counters);
   } else if (work == kWorkSecond) {
-    convolve<C, true>(call, room, task());
+    convolve<C, true>(call, room);
   } else {
-    mix<C>(call, room, call.mixes + task()[kTaskRow] * kMix);
-    done(task(), call.counters);
+    convolve<C, false>(call, room);
   }
 }
 

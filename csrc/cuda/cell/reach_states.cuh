@@ -90,11 +90,9 @@ __device__ __forceinline__ void gather_strided(const Reach& call, const ReachRoo
 template <int C, int kKernelSize, int kDilation, int kStride>
 __device__ __forceinline__ void reach_state_as(const Reach& call, const ReachRoom<C>& room,
                                                const int64_t* group) {
-  const Input input{static_cast<int>(room.row[kHeight]), static_cast<int>(room.row[kWidth]),
-                    kStride};
   const Tile wide = tile_of(call.log_width, call.log_height, call.log_images, call.halo, kStride);
   pull<C, kKernelSize, kDilation, kStride>(call, room, wide, [&](const Tile& at) {
-    load_tile<C>(room.tile, at, input, call.states + room.row[kSource], call.pitch,
+    load_tile<C>(room.tile, at, input_of(room.row), call.states + room.row[kSource], call.pitch,
                  room.program->end, Rectified{});
   });
   const Tile tile = tile_of(call.log_width, call.log_height, call.log_images, call.halo, 1);

@@ -34,9 +34,9 @@ _FIELDS = {
         ("P", "tasks waits counters packs layers mixes mixed states z weights p_weights g_weights"),
         ("P", "moments statistics output"),
         ("4q", "output_strides"),
-        ("q", "pixels chunk_pixels"),
         ("d", "eps"),
-        ("i", "height width chunks operations pitch known type halo second_halo taps"),
+        ("i", "pixels chunk_pixels"),
+        ("i", "height width images chunks operations pitch known type halo second_halo taps"),
         ("i", "log_width log_height log_images"),
     ],
     "cell_reach": [

@@ -26,9 +26,9 @@ _NODES = define_operator(
     "Tensor layers, Tensor mixes, Tensor mixed, Tensor(b!) states, Tensor(c!) z, Tensor weights, "
     "Tensor p_weights, Tensor? g_weights, Tensor(d!)? moments, Tensor(e!) statistics, "
     "Tensor(f!)? output, int[] output_strides, int pixels, int chunk_pixels, float eps, "
-    "int height, int width, int chunks, int operations, int pitch, bool known, int type, int halo, "
-    "int second_halo, int taps, int log_width, int log_height, int log_images, int channels, "
-    "int shared) -> ()"
+    "int height, int width, int images, int chunks, int operations, int pitch, bool known, "
+    "int type, int halo, int second_halo, int taps, int log_width, int log_height, "
+    "int log_images, int channels, int shared) -> ()"
 )
 # Likewise `Reach`; weight_gradients are None where weights want none.
 _REACH = define_operator(
@@ -105,7 +105,7 @@ def nodes_arguments(layout: Layout, tasks: NodeTasks) -> dict[str, Any]:
     taps = max(first.taps, second.taps)
 
     def shared(tile: Tile) -> int:  # `Room` of csrc/cuda/cell/convolve.cuh
-        doubles = _MOST_ROWS * (2 * c + _COLUMNS) + 2
+        doubles = _MOST_ROWS * (2 * c + _COLUMNS) + 4
         small = c * (2 + _MOST_ROWS + 2 * _WARPS)
         layers = 2 * (c + taps) * c + max(_input_of(tile, first), _input_of(tile, second)) * c
         scales = 2 * c * tasks.most  # of csrc/cuda/cell/mix.cuh

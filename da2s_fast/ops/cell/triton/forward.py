@@ -315,6 +315,7 @@ def _make_nodes(call: Call, length: int, output: Slot | None) -> None:
         output_strides=output.stride() if output else (0, 0, 0, 0),
         chunk_pixels=tiles * layout.tile,
         eps=call.eps,
+        images=layout.batch,
         chunks=layout.chunks,
         operations=len(plan.operations),
         pitch=plan.channels,

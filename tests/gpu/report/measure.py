@@ -98,6 +98,9 @@ def _memory_of(name: str) -> Memory:
     return "save" if name.startswith("save") else "recompute"
 
 
+_PARTLY = ("reach_states", "candidate_sums")
+
+
 def executed_network(memory: Memory) -> list[Row]:
     """The network's rows, with the sectors of all launches; then with kernels of csrc/cuda."""
     launcher = PtxLauncher(_FIRST)
@@ -110,7 +113,7 @@ def executed_network(memory: Memory) -> list[Row]:
     def start(launch: Launch) -> None:
         name = network.kernel_of(launch)
         # What is left to Triton has been metered, but for that of which a part is left.
-        if isinstance(launch.kernel, CudaKernel) or name == "reach_states":
+        if isinstance(launch.kernel, CudaKernel) or name in _PARTLY:
             launcher(launch)
         else:
             launcher.meters.append(metered[name].pop(0))

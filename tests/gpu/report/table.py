@@ -142,8 +142,9 @@ def page_of(report: Report) -> str:
             "",
             "Rows of CUDA are those of the kernels of csrc/cuda, which take the place of Triton's "
             "of the case above",
-            "where they were compiled: `cell_convolve` that of `convolve`, and so on. The case's "
-            "other kernels stay Triton's.",
+            "where they were compiled: `cell_nodes` that of `convolve` and `mix`, `cell_reach` "
+            "that of what is between",
+            "`begin` and `leave`. The case's other kernels stay Triton's.",
             "",
             *_network_section(report),
             "",

@@ -143,6 +143,7 @@ __device__ __forceinline__ void add_products(const float* dz, const float* betwe
                                              float (&sums)[4][4]) {
   constexpr int kParts = kQuads<C> * kQuads<C>;
   const int out = threadIdx.x % kParts / kQuads<C>, in = threadIdx.x % kQuads<C>;
+#pragma unroll 2
   for (int p = threadIdx.x / kParts; p < pixels; p += kThreads / kParts) {
     const float4 g = reinterpret_cast<const float4*>(dz)[p * kQuads<C> + out];
     const float4 v = reinterpret_cast<const float4*>(between)[p * kQuads<C> + in];

@@ -81,8 +81,7 @@ class CellCase:
 
     def _kernels_of(self, stage: str) -> tuple[str, ...]:
         if "backward" in stage:
-            several = ("cell_reach",) if self.cuda else _SEVERAL
-            return ("begin", *several, "candidate_sums", "leave", "finish")
+            return _BACKWARD
         if stage.startswith("bundle"):
             return ("cell_nodes",) if self.cuda else ("convolve",)
         if stage.startswith("node"):
@@ -90,7 +89,9 @@ class CellCase:
         return ("prepare", "settle")
 
 
-_SEVERAL = ("reach_inner", "reach_states")
+_BACKWARD = ("begin", "candidate_sums", "reach_inner", "reach_states", "leave", "finish")
+COUNTING = ("settle", "begin")
+"""Triton's kernels that set the counters of those of csrc/cuda to 0."""
 
 
 @contextmanager

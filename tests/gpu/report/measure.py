@@ -20,7 +20,15 @@ from tests.gpu.ptx.cuda import nvcc_version
 from tests.gpu.ptx.launcher import PtxLauncher
 from tests.gpu.ptx.meter import Meter
 from tests.gpu.report import network
-from tests.gpu.report.cases import BATCH_SIZE, CASES, EXECUTED, cuda_kernels, in_cuda, is_cuda
+from tests.gpu.report.cases import (
+    BATCH_SIZE,
+    CASES,
+    COUNTING,
+    EXECUTED,
+    cuda_kernels,
+    in_cuda,
+    is_cuda,
+)
 from tests.gpu.report.compiled import compiled_rows
 from tests.gpu.report.executed import executed_rows, rows_of
 from tests.gpu.report.table import Report, Row
@@ -98,7 +106,7 @@ def _memory_of(name: str) -> Memory:
     return "save" if name.startswith("save") else "recompute"
 
 
-_PARTLY = ("reach_states", "candidate_sums")
+_PARTLY = ("reach_states", "candidate_sums", *COUNTING)
 
 
 def executed_network(memory: Memory) -> list[Row]:

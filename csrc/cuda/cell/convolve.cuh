@@ -227,6 +227,7 @@ template <int C>
 __device__ void complete(const Nodes& call, const Room<C>& room, int rows) {
   const int c = threadIdx.x % C;
   for (int r = 0; r < rows; ++r) {
+    if (r > 0) __syncthreads();  // the row before has read what was added up for it
     const int64_t* row = room.rows + r * kLayer;
     const bool half = row[kKind] == kDense, own = !half || c < row[kCout];
     const bool pools = row[kKind] == kMaximum || row[kKind] == kAverage;
@@ -243,7 +244,6 @@ __device__ void complete(const Nodes& call, const Room<C>& room, int rows) {
       if (!pools || row[kInner] < 0) break;
       row = call.layers + row[kInner] * kLayer;
     }
-    __syncthreads();
   }
 }
 

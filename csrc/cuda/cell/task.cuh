@@ -53,14 +53,14 @@ inline void wait_until(const int* counter, int count) {
 }
 #endif
 
-// Behind it what is waited for is there, for all threads.
+// Behind the next barrier what is waited for is there, for all threads. Tasks have one as they read
+// their rows, before they read what others wrote.
 __device__ __forceinline__ void wait_for(const int64_t* task, const int64_t* waits,
                                          const int* counters) {
   if (threadIdx.x < task[kTaskLength]) {
     const int64_t* wait = waits + (task[kTaskFirst] + threadIdx.x) * kWait;
     wait_until(counters + wait[kWaitCounter], static_cast<int>(wait[kWaitCount]));
   }
-  __syncthreads();
 }
 
 // All threads are done.

@@ -10,6 +10,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <exception>
 #include <functional>
 #include <memory>
 #include <new>
@@ -25,6 +26,7 @@
 #endif
 
 #include "cpu/isa.h"
+#include "global_memory.h"
 
 #define __device__
 #define __forceinline__ inline
@@ -69,7 +71,7 @@ class Program {
   Program(unsigned threads, const std::function<void()>& body, unsigned seed)
       : fibers_(threads), body_(body), order_(seed) {}
 
-  // Throws if threads do not all come to a barrier.
+  // Throws what a thread throws, and if threads do not all come to a barrier.
   void run();
   // A fiber waits there for the others.
   void wait(State state);
@@ -87,6 +89,7 @@ class Program {
   ucontext_t scheduler_;
   const void* scheduler_stack_ = nullptr;
   size_t scheduler_size_ = 0;
+  std::exception_ptr failure_;
   unsigned now_ = 0;
 };
 
@@ -121,7 +124,11 @@ inline float from_lane(float value, unsigned lane) {
 
 inline void Program::enter() {
   arrive(nullptr, &program->scheduler_stack_, &program->scheduler_size_);
-  program->body_();
+  try {
+    program->body_();
+  } catch (...) {  // there is nobody on this stack who could
+    program->failure_ = std::current_exception();
+  }
   program->current().state = State::done;
   leave(nullptr, program->scheduler_stack_, program->scheduler_size_);
   setcontext(&program->scheduler_);
@@ -181,6 +188,7 @@ inline void Program::run() {
     for (const unsigned thread : turns)
       if (fibers_[thread].state == State::ready) resume(thread);
   } while (release());
+  if (failure_) std::rethrow_exception(failure_);
   for (const Fiber& fiber : fibers_)
     if (fiber.state != State::done) throw std::runtime_error("a barrier that not all come to");
 }
@@ -204,6 +212,7 @@ void launch(Index grid, unsigned threads, size_t bytes, unsigned seed, Body body
       const std::unique_ptr<char, void (*)(char*)> shared(static_cast<char*>(::operator new(bytes)),
                                                           [](char* p) { ::operator delete(p); });
       std::memset(shared.get(), 0xff, bytes);
+      if (memory != nullptr) memory->begin();
       const std::function<void()> run = [&] { body(shared.get()); };
       Program(threads, run, seed + x + grid.x * y).run();
     }

@@ -1,7 +1,7 @@
 // Runs the bodies of csrc/cuda on the processor, program by program: a thread of a program is a
 // fiber, which runs until it comes to a barrier or tells its warp something. Fibers take turns in a
-// shuffled order, so that what a barrier is missing for goes wrong; memory is watched by
-// AddressSanitizer.
+// shuffled order, or warps run as far ahead as they can, so that what a barrier is missing for goes
+// wrong; memory is watched by AddressSanitizer.
 #pragma once
 
 #include <ucontext.h>
@@ -81,6 +81,8 @@ class Program {
  private:
   static void enter();
   void resume(unsigned thread);
+  void run_ahead(unsigned warp);
+  bool release(unsigned first, unsigned last, State state);
   bool release();
 
   std::vector<Fiber> fibers_;
@@ -108,9 +110,12 @@ inline std::set<Place>& barriers() {
 }
 
 inline void barrier(const char* file, int line) {
-  const Place place{file, line};
-  barriers().insert(place);
-  if (place != missing_barrier) program->wait(State::barrier);
+  const auto is_missing = [&] {
+    const Place place{file, line};
+    barriers().insert(place);
+    return place == missing_barrier;
+  };
+  if (!is_missing()) program->wait(State::barrier);
 }
 
 inline float from_lane(float value, unsigned lane) {
@@ -152,21 +157,32 @@ inline void Program::resume(unsigned thread) {
   arrive(fake);
 }
 
+// Let these go on if all of them wait for that; returns whether they do.
+inline bool Program::release(unsigned first, unsigned last, State state) {
+  for (unsigned thread = first; thread < last; ++thread)
+    if (fibers_[thread].state != state) return false;
+  for (unsigned thread = first; thread < last; ++thread) fibers_[thread].state = State::ready;
+  return true;
+}
+
 // Let those go on whose warp, or program, has come; returns whether anybody may.
 inline bool Program::release() {
-  bool any = false;
-  const auto count = [](auto first, auto last, State state) {
-    return std::count_if(first, last, [=](const Fiber& f) { return f.state == state; });
-  };
-  const auto free = [&](auto first, auto last, State state) {
-    if (count(first, last, state) != last - first) return;
-    for (; first != last; ++first) first->state = State::ready;
-    any = true;
-  };
-  for (size_t warp = 0; warp < fibers_.size(); warp += 32)
-    free(fibers_.begin() + warp, fibers_.begin() + warp + 32, State::warp);
-  free(fibers_.begin(), fibers_.end(), State::barrier);
+  const unsigned threads = static_cast<unsigned>(fibers_.size());
+  bool any = release(0, threads, State::barrier);
+  for (unsigned first = 0; first < threads; first += 32)
+    any |= release(first, first + 32, State::warp);
   return any;
+}
+
+// Until it comes to a barrier.
+inline void Program::run_ahead(unsigned warp) {
+  do {
+    const unsigned order = order_() % 32;
+    for (unsigned lane = 0; lane < 32; ++lane) {
+      const unsigned thread = warp * 32 + (lane ^ order);
+      if (fibers_[thread].state == State::ready) resume(thread);
+    }
+  } while (release(warp * 32, warp * 32 + 32, State::warp));
 }
 
 inline void Program::run() {
@@ -185,8 +201,11 @@ inline void Program::run() {
   program = this;
   do {
     std::shuffle(turns.begin(), turns.end(), order_);
-    for (const unsigned thread : turns)
+    const bool ahead = order_() % 2 == 0;
+    for (const unsigned thread : turns) {
+      if (ahead) run_ahead(thread / 32);
       if (fibers_[thread].state == State::ready) resume(thread);
+    }
   } while (release());
   if (failure_) std::rethrow_exception(failure_);
   for (const Fiber& fiber : fibers_)

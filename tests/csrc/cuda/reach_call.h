@@ -2,16 +2,15 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "../buffers.h"
 #include "../check.h"
 #include "cuda/cell/backward.cuh"
 #include "shim.h"
+#include "tables.h"
 
 namespace da2s_fast::test {
 
@@ -39,33 +38,6 @@ struct Extents {
 struct Sizes {
   int64_t states, z, gradients, weights, norms, sums;
   bool wanted = true;  // gradients of weights
-};
-
-using Row = std::array<int64_t, cell::kLayer>;
-using Group = std::array<int64_t, cell::kGroup>;
-
-// What a kind of row does not need is nowhere.
-inline Row row_of(int64_t kind) {
-  Row row;
-  row.fill(-1);
-  row[cell::kKind] = kind, row[cell::kFrozen] = 0;
-  return row;
-}
-
-// A task, and the tasks whose programs it waits for.
-struct Task {
-  int64_t work;
-  int64_t row = 0;
-  std::vector<int> after = {};
-};
-
-// The rows of a table, exactly as many as there are.
-struct Table : Buffer<int64_t> {
-  template <size_t kColumns>
-  explicit Table(const std::vector<std::array<int64_t, kColumns>>& rows)
-      : Buffer(rows.size() * kColumns) {
-    for (int64_t i = 0; i < size(); ++i) (*this)[i] = rows[i / kColumns][i % kColumns];
-  }
 };
 
 template <class T>
@@ -122,26 +94,22 @@ struct ReachCall {
 
   template <int C, int kMost>
   void run(unsigned seed, const std::vector<Task>& tasks) {
-    // Tickets, the tasks' counters, and those of what was written before: tasks wait for both.
-    const int count = static_cast<int>(tasks.size());
-    Buffer<int> counters(1 + count + 2, 0);
-    int *own = &counters[1], *written_sums = own + count, *written_gradients = written_sums + 1;
-    *written_sums = *written_gradients = 1;
+    // Tickets, the tasks' counters, and those of what was written before. Tasks wait for both, so
+    // that not only the thread that takes a ticket must know its task.
+    const int count = static_cast<int>(tasks.size()), before_sums = 1 + count;
+    const int before_gradients = before_sums + 1;
+    Buffer<int> counters(before_gradients + 1, 0);
+    counters[before_sums] = counters[before_gradients] = 1;
     shim::Memory memory;
-    memory.share(sums.data(), sums.size() * sizeof(double), written_sums);
-    memory.share(weight_gradients.data(), weight_gradients.size() * sizeof(float), written_sums);
-    memory.share(gradients.data(), gradients.size() * sizeof(float), written_gradients);
+    const auto share = [&](auto& numbers, int counter) {
+      memory.share(numbers.data(), numbers.size() * sizeof numbers[0], &counters[counter]);
+    };
+    share(sums, before_sums);
+    share(weight_gradients, before_sums);
+    share(gradients, before_gradients);
 
-    std::vector<std::array<int64_t, cell::kTask>> task_rows;
-    std::vector<std::array<int64_t, cell::kWait>> wait_rows;
-    for (const Task& task : tasks) {
-      const int64_t first = wait_rows.size(), counter = 1 + task_rows.size();
-      for (const int* before : {written_sums, written_gradients})
-        wait_rows.push_back({before - counters.data(), 1});
-      for (const int other : task.after) wait_rows.push_back({1 + other, chunks});
-      task_rows.push_back({task.work, task.row, first, int64_t(wait_rows.size()) - first, counter});
-    }
-    const Table tasks_table(task_rows), waits(wait_rows), candidates_table(candidates),
+    const TaskRows rows(tasks, chunks, {before_sums, before_gradients});
+    const Table tasks_table(rows.tasks), waits(rows.waits), candidates_table(candidates),
         seconds_table(seconds), groups_table(groups), layers_table(layers);
     const cell::Tile tile = extents.tile(0, 1);
     const cell::Reach call = {
@@ -180,7 +148,7 @@ struct ReachCall {
     shim::launch({programs, 1, 1}, cell::kThreads, bytes(), seed,
                  [&](char* shared) { cell::reach<C, kMost>(call, shared); });
     DA2S_CHECK(counters[0] == static_cast<int>(programs));
-    for (int task = 0; task < count; ++task) DA2S_CHECK(own[task] == chunks);
+    for (int task = 0; task < count; ++task) DA2S_CHECK(counters[1 + task] == chunks);
     // What was written is there for those who wait for it.
     memory.begin();
     for (int64_t i = 1; i < counters.size(); ++i) memory.acquire(&counters[i], counters[i]);

@@ -131,6 +131,7 @@ __device__ __forceinline__ void mix(const Nodes& call, const Room<C>& room, cons
   const int edges = static_cast<int>(mix[kMixRows]) - candidates;
   const int parts = call.pitch / C, c = threadIdx.x % kQuads<C> * 4;
   float* scales = room.weights;
+  __syncthreads();  // what is read is there for all threads
   load_scales<C>(call, rows, candidates, scales);
   const auto smaller = [](int a, int b) { return a < b ? a : b; };
   const int sharers = static_cast<int>(mix[kMixParts]);

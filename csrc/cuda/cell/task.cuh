@@ -56,22 +56,20 @@ __device__ __forceinline__ void wait_until(const int* counter, int count) {
 }
 #else
 // Tests have programs run one after the other: nothing is left to wait for.
-inline int next_ticket(int* counter) { return (*counter)++; }
-inline void released(int* counter) { ++*counter; }
-inline int arrived(int* counter) { return (*counter)++; }
-inline void wait_until(const int* counter, int count) {
-  if (*counter < count) throw std::runtime_error("a program waits for one that comes later");
-}
+using shim::arrived;
+using shim::next_ticket;
+using shim::released;
+using shim::wait_until;
 #endif
 
-// Behind it what is waited for is there, for all threads.
+// Behind the next barrier what is waited for is there, for all threads. Tasks have one before they
+// read what others wrote, most of them as they read their rows.
 __device__ __forceinline__ void wait_for(const int64_t* task, const int64_t* waits,
                                          const int* counters) {
   if (threadIdx.x < task[kTaskLength]) {
     const int64_t* wait = waits + (task[kTaskFirst] + threadIdx.x) * kWait;
     wait_until(counters + wait[kWaitCounter], static_cast<int>(wait[kWaitCount]));
   }
-  __syncthreads();
 }
 
 // Whether a program is the last of its task to come here. It has what all of them wrote before.

@@ -11,8 +11,8 @@
 //                             multiply-adds; z leaves by 16 bytes
 //     moments                 lanes of a warp by shuffles, warps and tiles in order
 //
-// The next layer's weights come while the depthwise convolution runs, into the other of two
-// buffers: two barriers per layer and tile. Pools read the input before ReLU, so they come first.
+// Each half of a layer reads weights of its own, which come while the other half runs: two barriers
+// per layer and tile. Pools read the input before ReLU, so they come first.
 #pragma once
 
 #include "depthwise.cuh"
@@ -53,51 +53,57 @@ struct Room {
   float* norm;     // (2, C)
   float* pivots;   // (rows, C)
   float* partial;  // (warps, C, 2)
-  float* between;  // (pixels of the tile, C)
-  float* weights;  // two of (C, C) and (taps, C)
+  float* product;  // (C, C)
+  float* spatial;  // (taps, C)
+  float* between;  // (pixels of the tile, C), or two numbers per thread
   float* tile;
 
-  __device__ Room(char* start, int taps) {
+  __device__ Room(char* start, const Convolve& call) {
+    const int numbers = C << (call.log_width + call.log_height + call.log_images);
     Shared shared{start};
-    sums = shared.take<double>(kMostRows * C * 2);
-    rows = shared.take<int64_t>(kMostRows * kLayer);
+    sums = shared.take<double>(kMostRows<C> * C * 2);
+    rows = shared.take<int64_t>(kMostRows<C> * kLayer);
     norm = shared.take<float>(2 * C);
-    pivots = shared.take<float>(kMostRows * C);
+    pivots = shared.take<float>(kMostRows<C> * C);
     partial = shared.take<float>(kWarps * C * 2);
-    between = shared.take<float>(kTilePixels<C> * C);
-    weights = shared.take<float>(2 * (C + taps) * C);
+    product = shared.take<float>(C * C);
+    spatial = shared.take<float>(call.taps * C);
+    between = shared.take<float>(numbers > 2 * kThreads ? numbers : 2 * kThreads);
     tile = shared.take<float>(0);
   }
 };
 
-// Bring a layer's weights: products as (C, cout), so that a thread's 4 outputs lie side by side,
-// depthwise ones as (taps, C).
+// Bring weights of a layer's product as (C, cout), so that a thread's 4 outputs lie side by side.
 template <int C>
-__device__ __forceinline__ void load_weights(const Convolve& call, const int64_t* row, float* to) {
+__device__ __forceinline__ void load_product(const Convolve& call, const int64_t* row, float* to) {
   if (row[kKind] != kSeparable && row[kKind] != kDense) return;
   const float* product = call.weights + row[kProduct];
   const int cout = static_cast<int>(row[kCout]);
 #pragma unroll 4
   for (int i = threadIdx.x; i < cout * C; i += kThreads) to[i % C * C + i / C] = product[i];
+}
+
+// Depthwise weights, as (taps, C).
+template <int C>
+__device__ __forceinline__ void load_taps(const Convolve& call, const int64_t* row, float* to) {
   if (row[kKind] != kSeparable) return;
   const float* spatial = call.weights + row[kSpatial];
   const int taps = static_cast<int>(row[kKernel] * row[kKernel]);
-  for (int i = threadIdx.x; i < taps * C; i += kThreads)
-    to[C * C + i % taps * C + i / taps] = spatial[i];
+  for (int i = threadIdx.x; i < taps * C; i += kThreads) to[i % taps * C + i / taps] = spatial[i];
 }
 
 // What a row has before its product.
 template <int C, bool kSecond>
 __device__ __forceinline__ void spread(const Room<C>& room, const Tile& tile, int stride,
-                                       const int64_t* row, const float* weights) {
+                                       const int64_t* row) {
   const int padding = static_cast<int>(row[kPadding]);
   const int kernel = static_cast<int>(row[kKernel]), dilation = static_cast<int>(row[kDilation]);
   if (kSecond || (row[kKind] == kSeparable && stride == 1))
-    depthwise_of<C, 1>(kernel, dilation, room.tile, tile, padding, weights + C * C, room.between);
+    depthwise_of<C, 1>(kernel, dilation, room.tile, tile, padding, room.spatial, room.between);
   else if (row[kKind] == kDense)
     gather<C>(room.tile, tile, stride, padding, room.between);
   else if (row[kKind] == kSeparable)
-    depthwise_of<C, 2>(kernel, dilation, room.tile, tile, padding, weights + C * C, room.between);
+    depthwise_of<C, 2>(kernel, dilation, room.tile, tile, padding, room.spatial, room.between);
 }
 
 // 4 outputs of 4 pixels, of those that the tile has.
@@ -136,15 +142,15 @@ __device__ inline void store(float* to, float4 v) { __stwb(reinterpret_cast<floa
 template <int C, bool kSecond>
 __device__ __forceinline__ void finish_row(const Convolve& call, const Room<C>& room,
                                            const Tile& tile, const Input& input, const int64_t* row,
-                                           const float* weights, int64_t first, int64_t last,
-                                           float (&values)[kPixels][4], bool (&live)[kPixels]) {
+                                           int64_t first, int64_t last, float (&values)[kPixels][4],
+                                           bool (&live)[kPixels]) {
   const int c = threadIdx.x % kQuads<C> * 4;
   const bool pools = !kSecond && (row[kKind] == kMaximum || row[kKind] == kAverage);
   const bool own = pools || c < row[kCout];
 #pragma unroll
   for (int j = 0; j < kPixels; ++j)
     for (int i = 0; i < 4; ++i) values[j][i] = 0;
-  if (!pools && own) product<C>(tile, room.between, weights, values);
+  if (!pools && own) product<C>(tile, room.between, room.product, values);
 #pragma unroll
   for (int j = 0; j < kPixels; ++j) {
     const Pixel pixel = pixel_of<C>(j, tile, call.height, call.width);
@@ -218,22 +224,21 @@ __device__ __forceinline__ void convolve_tile(const Convolve& call, const Room<C
                                               const Tile& tile, const Input& input, int length,
                                               int pools, int64_t first, int64_t last, int count,
                                               bool fresh) {
-  const int size = (C + call.taps) * C;
-  load_weights<C>(call, room.rows, room.weights);
+  load_taps<C>(call, room.rows, room.spatial);
   __syncthreads();
   for (int r = 0; r < length; ++r) {
     const int64_t* row = room.rows + r * kLayer;
-    const float* weights = room.weights + r % 2 * size;
     if (!kSecond && pools > 0 && r == pools) {
       rectify_tile<C>(room.tile, tile);
       __syncthreads();
     }
-    if (r + 1 < length) load_weights<C>(call, row + kLayer, room.weights + (r + 1) % 2 * size);
-    spread<C, kSecond>(room, tile, input.stride, row, weights);
+    load_product<C>(call, row, room.product);
+    spread<C, kSecond>(room, tile, input.stride, row);
     __syncthreads();
+    if (r + 1 < length) load_taps<C>(call, row + kLayer, room.spatial);
     float values[kPixels][4];
     bool live[kPixels];
-    finish_row<C, kSecond>(call, room, tile, input, row, weights, first, last, values, live);
+    finish_row<C, kSecond>(call, room, tile, input, row, first, last, values, live);
     float* pivots = room.pivots + r * C;
     if (!call.known) {
       if (fresh) {
@@ -256,7 +261,7 @@ __device__ __forceinline__ void convolve_tile(const Convolve& call, const Room<C
 
 template <int C, bool kSecond>
 __device__ __forceinline__ void convolve(const Convolve& call, char* shared) {
-  const Room<C> room(shared, call.taps);
+  const Room<C> room(shared, call);
   const int64_t* pack = call.packs + blockIdx.y * kPack;
   const int length = static_cast<int>(pack[kPackLength]);
   const int pools = static_cast<int>(pack[kPackPools]);

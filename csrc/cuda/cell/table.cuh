@@ -59,6 +59,8 @@ enum : int { kWaitCounter, kWaitCount, kWait };
 // Columns of a `Pack`: consecutive layers with one source and stride, pools first.
 enum : int { kPackFirst, kPackLength, kPackPools, kPack };
 
-constexpr int kMostRows = 8;
+// Of a pack: with more channels, each row's sums would take more room from the tile.
+template <int C>
+constexpr int kMostRows = C > 24 ? 192 / C : 8;
 
 }  // namespace da2s_fast::cell

@@ -343,7 +343,7 @@ class _Backward:
         told = {
             **self._chunks(),
             **self._weights(),
-            **compiled.reach_arguments(layout, tasks.windows, tasks.inner_windows),
+            **compiled.reach_arguments(layout, tasks.windows, tasks.inner_windows, call.z.device),
         }
         launch(
             compiled.REACH,

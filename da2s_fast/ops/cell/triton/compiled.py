@@ -16,7 +16,7 @@ from da2s_fast.kernels.schedule import Slot
 from da2s_fast.ops._backend import define_operator, has_kernel
 from da2s_fast.ops.cell.operations import DENSE
 from da2s_fast.ops.cell.triton.layout import Layout
-from da2s_fast.ops.cell.triton.packs import Windows
+from da2s_fast.ops.cell.triton.packs import Windows, most_rows
 
 # grid: programs along its axes. shared: bytes of shared memory. The rest is csrc/cuda/cell's
 # `Convolve`.
@@ -40,15 +40,18 @@ REACH = CudaKernel("cell_reach", torch.ops.da2s_fast.cell_reach)
 
 # As in csrc/cuda/cell/table.cuh and tile.cuh.
 _CHANNELS = (4, 8, 16, 32, 64)
-_MOST_ROWS, _COLUMNS, _WARPS = 8, 28, 8
+_COLUMNS, _WARPS = 28, 8
 _PROGRAM = 8
 """Numbers of 8 bytes that a program of `REACH` knows of itself."""
 _TILE = 4096
-"""Numbers of z of a tile."""
+"""Numbers of z of a whole tile."""
+_THREADS = 256
 _RUN = 3
-"""Least logarithm of a tile's width."""
-_SHARED, _SHARED_OF_TWO = 163 << 10, 81 << 10
-"""Bytes that a program may have with compute capability 8.0, and each of two."""
+"""Least logarithm of a tile's width: a thread's neighbouring outputs of a depthwise convolution."""
+_SHARED = 163 << 10
+"""Bytes that a program may have with compute capability 8.0."""
+_RESERVED = 1 << 10
+"""Bytes that CUDA takes for itself, of a multiprocessor's, for every program."""
 
 
 class Tile(NamedTuple):
@@ -58,29 +61,60 @@ class Tile(NamedTuple):
     log_height: int
     log_images: int
 
+    def numbers(self, channels: int) -> int:
+        """Of z."""
+        return channels << sum(self)
+
+    @property
+    def half(self) -> Tile:
+        """With half the images, or rows where there is one image."""
+        if self.log_images:
+            return self._replace(log_images=self.log_images - 1)
+        return self._replace(log_height=self.log_height - 1)
+
 
 _POOL = Windows(halo=1, taps=0, stride=1)
 """Of a pool's outputs."""
 
 
 def tile_of(
-    channels: int, height: int, width: int, shared_of: Callable[[Tile], int]
+    channels: int, height: int, width: int, memory: int, shared_of: Callable[[Tile, bool], int]
 ) -> dict[str, int]:
     """The tile by the operators' parameters, with its bytes of shared memory.
 
-    As large as threads can take, unless shared memory is short. Rows are whole; there are several
-    images only if all of their rows are there. Images are left out until a multiprocessor has room
-    for two programs, then rows until there is room for one.
+    A whole one, as large as threads can take, unless shared memory is short. Rows are whole; there
+    are several images only if all of their rows are there.
+
+    Args:
+        channels: of a pixel.
+        height: of an image of the output.
+        width: likewise.
+        memory: bytes that a program may have.
+        shared_of: bytes that it needs for a tile. With True, those that it needed when A100 and
+            H100 were measured and every tile had the rooms of a whole one.
     """
     log_width = max(_RUN, (width - 1).bit_length())
     left = max(0, (_TILE // channels).bit_length() - 1 - log_width)
     log_height = min(left, (height - 1).bit_length())
     tile = Tile(log_width, log_height, left - log_height)
-    while tile.log_images and shared_of(tile) > _SHARED_OF_TWO:
-        tile = tile._replace(log_images=tile.log_images - 1)
-    while tile.log_height and shared_of(tile) > _SHARED:
-        tile = Tile(log_width, tile.log_height - 1, 0)
-    return {**tile._asdict(), "shared": shared_of(tile)}
+    most = min(memory, _SHARED)
+    each_of_two = (most + _RESERVED) // 2 - _RESERVED
+    if memory >= _SHARED:
+        # The tiles that were measured: images are left out until a multiprocessor has room for two
+        # programs, then rows until there is room for one.
+        while tile.log_images and shared_of(tile, True) > each_of_two:
+            tile = tile.half
+        while tile.log_height and shared_of(tile, True) > most:
+            tile = tile.half
+    else:
+        while tile.log_images + tile.log_height and shared_of(tile, False) > most:
+            tile = tile.half
+        # Half the images cost little where two programs then hide each other's barriers, and each
+        # thread still has a run.
+        several = tile.log_images > 0 and tile.numbers(channels) > _THREADS << _RUN
+        if several and shared_of(tile, False) > each_of_two >= shared_of(tile.half, False):
+            tile = tile.half
+    return {**tile._asdict(), "shared": shared_of(tile, False)}
 
 
 def _input_of(tile: Tile, windows: Windows) -> int:
@@ -90,33 +124,44 @@ def _input_of(tile: Tile, windows: Windows) -> int:
     return (rows << tile.log_images) * columns
 
 
-def convolve_arguments(layout: Layout, windows: Windows, second: bool) -> dict[str, Any]:
+def convolve_arguments(
+    layout: Layout, windows: Windows, second: bool, device: torch.device
+) -> dict[str, Any]:
     """What a launch of `CONVOLVE` needs to know of a cell, by the operator's parameters."""
     c = layout.plan.mixed_channels
 
-    def shared(tile: Tile) -> int:  # `Room` of csrc/cuda/cell/convolve.cuh
-        doubles = _MOST_ROWS * (2 * c + _COLUMNS)
-        weights = 2 * (c + windows.taps) * c
-        small = c * (2 + _MOST_ROWS + 2 * _WARPS)
-        return 8 * doubles + 4 * (small + _TILE + weights + _input_of(tile, windows) * c)
+    def shared(tile: Tile, as_measured: bool) -> int:  # `Room` of csrc/cuda/cell/convolve.cuh
+        rows, weights = most_rows(c), (c + windows.taps) * c
+        between = max(tile.numbers(c), 2 * _THREADS)
+        if as_measured:  # with weights of two layers, too
+            rows, weights, between = 8, 2 * weights, _TILE
+        small = c * (2 + rows + 2 * _WARPS)
+        singles = small + weights + between + _input_of(tile, windows) * c
+        return 8 * rows * (2 * c + _COLUMNS) + 4 * singles
 
-    tile = tile_of(c, *layout.after, shared)
+    tile = tile_of(c, *layout.after, _shared_memory(device), shared)
     return {"halo": windows.halo, "taps": windows.taps, **tile, "channels": c, "second": second}
 
 
-def reach_arguments(layout: Layout, windows: Windows, inner: Windows) -> dict[str, Any]:
+def reach_arguments(
+    layout: Layout, windows: Windows, inner: Windows, device: torch.device
+) -> dict[str, Any]:
     """As `convolve_arguments`, for `REACH`; inner are those of second layers."""
     c = layout.plan.mixed_channels
     taps = max(windows.taps, inner.taps)
 
-    def shared(tile: Tile) -> int:  # `ReachRoom` of csrc/cuda/cell/reach.cuh
+    def shared(tile: Tile, as_measured: bool) -> int:  # `ReachRoom` of csrc/cuda/cell/reach.cuh
         weights = (c + taps) * c
         small = c * (4 + 2 + 2 * _WARPS)
-        room = 3 * _TILE + max(_input_of(tile, windows), _input_of(tile, inner)) * c
+        numbers = _TILE if as_measured else tile.numbers(c)
+        room = 3 * numbers + max(_input_of(tile, windows), _input_of(tile, inner)) * c
         pools = 2 * _input_of(tile, _POOL) * c  # `collect_pool` of csrc/cuda/cell/collect.cuh
-        return 8 * (2 * c + _COLUMNS + _PROGRAM) + 4 * (small + weights + max(room, pools))
+        # `write_products` and `write_taps` of csrc/cuda/cell/pull.cuh; `coefficients` needs less.
+        parts = max(16, taps) * _THREADS
+        behind = max(room, pools, parts)
+        return 8 * (2 * c + _COLUMNS + _PROGRAM) + 4 * (small + weights + behind)
 
-    tile = tile_of(c, *layout.after, shared)
+    tile = tile_of(c, *layout.after, _shared_memory(device), shared)
     return {
         "halo": windows.halo,
         "inner_halo": inner.halo,
@@ -135,7 +180,7 @@ def convolve_reason(layout: Layout, windows: Windows, second: bool, z: Slot) -> 
         return "dense convolutions are among the candidates"
     if not second and layout.halves and channels % 8:
         return f"FactorizedReduce has {channels} channels, no multiple of 8"
-    return _shared_reason(convolve_arguments(layout, windows, second), z.device)
+    return _shared_reason(convolve_arguments(layout, windows, second, z.device), z.device)
 
 
 def reach_reason(  # noqa: PLR0917 - what decides
@@ -147,7 +192,7 @@ def reach_reason(  # noqa: PLR0917 - what decides
     for name, weights in (("p", p), ("g", g)):
         if weights is not None and weights.dtype != torch.float32:
             return f"{name} is {weights.dtype}"
-    return _shared_reason(reach_arguments(layout, windows, inner), z.device)
+    return _shared_reason(reach_arguments(layout, windows, inner, z.device), z.device)
 
 
 def _reason(layout: Layout, z: Slot) -> str | None:

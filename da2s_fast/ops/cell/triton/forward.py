@@ -294,7 +294,7 @@ def _convolve(call: Call, node: int, own: Rows, packs: Packs, second: bool) -> N
             known=call.known,
             **tensors,
             **area,
-            **compiled.convolve_arguments(layout, packs.windows, second),
+            **compiled.convolve_arguments(layout, packs.windows, second, call.z.device),
         )
         return
     options = call.products(plan.mixed_channels)

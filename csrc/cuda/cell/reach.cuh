@@ -117,7 +117,8 @@ __device__ __forceinline__ void pull(const Reach& call, const ReachRoom<C>& room
     load_dz<C>(call, row, room.coefficients, tile, room.program->end, room.dz);
     __syncthreads();
     float values[kPixels][4] = {};
-    product<C>(tile, room.dz, room.product, values);
+    // Where two programs shall fit, registers do not suffice for more than one case.
+    product<C, (C > 16)>(tile, room.dz, room.product, values);
     float4* own = reinterpret_cast<float4*>(room.total);
 #pragma unroll
     for (int j = 0; j < kPixels; ++j)

@@ -16,7 +16,7 @@ namespace da2s_fast::cell {
 // kMost: the largest kernel among the rows; those of 7x7 take the registers of two programs.
 template <int C, int kMost>
 __device__ __forceinline__ void reach(const Reach& call, char* shared) {
-  const ReachRoom<C> room(shared, call.taps);
+  const ReachRoom<C> room(shared, call);
   if (threadIdx.x == 0) {
     const int ticket = next_ticket(call.counters);
     begin(call, ticket / call.chunks, ticket % call.chunks, room.program);

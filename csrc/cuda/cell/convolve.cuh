@@ -11,8 +11,8 @@
 //                             multiply-adds; z leaves by 16 bytes
 //     moments                 lanes of a warp by shuffles, warps and tiles in order
 //
-// The next layer's weights come while the depthwise convolution runs, into the other of two
-// buffers: two barriers per layer and tile. Pools read the input before ReLU, so they come first.
+// Each half of a layer reads weights of its own, which come while the other half runs: two barriers
+// per layer and tile. Pools read the input before ReLU, so they come first.
 // The last program of a pack completes the statistics of its norms from the moments of all chunks.
 #pragma once
 
@@ -93,20 +93,23 @@ struct Room {
   float* norm;     // (2, C)
   float* pivots;   // (rows, C)
   float* partial;  // (warps, C, 2)
-  float* between;  // (pixels of the tile, C)
-  float* weights;  // two of (C, C) and (taps, C)
+  float* product;  // (C, C)
+  float* spatial;  // (taps, C)
+  float* between;  // (pixels of the tile, C), or two numbers per thread
   float* tile;
 
-  __device__ Room(char* start, int taps) {
+  __device__ Room(char* start, const Nodes& call) {
+    const int numbers = C << (call.log_width + call.log_height + call.log_images);
     Shared shared{start};
-    sums = shared.take<double>(kMostRows * C * 2);
-    rows = shared.take<int64_t>(kMostRows * kLayer);
+    sums = shared.take<double>(kMostRows<C> * C * 2);
+    rows = shared.take<int64_t>(kMostRows<C> * kLayer);
     turn = shared.take<Turn>(1);
     norm = shared.take<float>(2 * C);
-    pivots = shared.take<float>(kMostRows * C);
+    pivots = shared.take<float>(kMostRows<C> * C);
     partial = shared.take<float>(kWarps * C * 2);
-    between = shared.take<float>(kTilePixels<C> * C);
-    weights = shared.take<float>(2 * (C + taps) * C);
+    product = shared.take<float>(C * C);
+    spatial = shared.take<float>(call.taps * C);
+    between = shared.take<float>(numbers > 2 * kThreads ? numbers : 2 * kThreads);
     tile = shared.take<float>(0);
   }
 };
@@ -117,56 +120,58 @@ __device__ __forceinline__ const int64_t* task_of(const Nodes& call, const Room<
   return call.tasks + int64_t(room.turn->task) * kTask;
 }
 
-// Bring a layer's weights: products as (C, cout), so that a thread's 4 outputs lie side by side,
-// depthwise ones as (taps, C).
+// Bring weights of a layer's product as (C, cout), so that a thread's 4 outputs lie side by side.
 template <int C>
-__device__ __forceinline__ void load_weights(const Nodes& call, const int64_t* row, float* to) {
+__device__ __forceinline__ void load_product(const Nodes& call, const int64_t* row, float* to) {
   if (row[kKind] != kSeparable && row[kKind] != kDense) return;
   const float* product = call.weights + row[kProduct];
   const int cout = static_cast<int>(row[kCout]);
 #pragma unroll 4
   for (int i = threadIdx.x; i < cout * C; i += kThreads) to[i % C * C + i / C] = product[i];
+}
+
+// Depthwise weights, as (taps, C).
+template <int C>
+__device__ __forceinline__ void load_taps(const Nodes& call, const int64_t* row, float* to) {
   if (row[kKind] != kSeparable) return;
   const float* spatial = call.weights + row[kSpatial];
   const int taps = static_cast<int>(row[kKernel] * row[kKernel]);
-  for (int i = threadIdx.x; i < taps * C; i += kThreads)
-    to[C * C + i % taps * C + i / taps] = spatial[i];
+  for (int i = threadIdx.x; i < taps * C; i += kThreads) to[i] = spatial[i % C * taps + i / C];
 }
 
 // What a row has before its product.
 template <int C, bool kSecond>
-__device__ __forceinline__ void spread(const Room<C>& room, const Tile& tile, const int64_t* row,
-                                       const float* weights) {
+__device__ __forceinline__ void spread(const Room<C>& room, const Tile& tile, const int64_t* row) {
   const int stride = static_cast<int>(row[kStride]);
   const int padding = static_cast<int>(row[kPadding]);
   const int kernel = static_cast<int>(row[kKernel]), dilation = static_cast<int>(row[kDilation]);
   if (kSecond || (row[kKind] == kSeparable && stride == 1))
-    depthwise_of<C, 1>(kernel, dilation, room.tile, tile, padding, weights + C * C, room.between);
+    depthwise_of<C, 1>(kernel, dilation, room.tile, tile, padding, room.spatial, room.between);
   else if (row[kKind] == kDense)
     gather<C>(room.tile, tile, stride, padding, room.between);
   else if (row[kKind] == kSeparable)
-    depthwise_of<C, 2>(kernel, dilation, room.tile, tile, padding, weights + C * C, room.between);
+    depthwise_of<C, 2>(kernel, dilation, room.tile, tile, padding, room.spatial, room.between);
 }
 
-// 4 outputs of 4 pixels, of those that the tile has.
-template <int C>
-__device__ __forceinline__ void product(const Tile& tile, const float* between,
-                                        const float* weights, float (&values)[kPixels][4]) {
-  const int quad = threadIdx.x % kQuads<C>, pixels = pixels_of(tile);
+// 4 outputs of a thread's first pixels; kAll: the tile has all of them.
+template <int C, int kFirst, bool kAll>
+__device__ __forceinline__ void product_of(int pixels, const float* between, const float* weights,
+                                           float (&values)[kPixels][4]) {
+  const int quad = threadIdx.x % kQuads<C>;
   const float4* rows = reinterpret_cast<const float4*>(between);
   const float4* shares = reinterpret_cast<const float4*>(weights);
 #pragma unroll 4
   for (int block = 0; block < kQuads<C>; ++block) {
-    float4 in[kPixels];
+    float4 in[kFirst];
 #pragma unroll
-    for (int j = 0; j < kPixels; ++j)
-      in[j] = index_of<C>(j) < pixels ? rows[index_of<C>(j) * kQuads<C> + block]
-                                      : make_float4(0, 0, 0, 0);
+    for (int j = 0; j < kFirst; ++j)
+      in[j] = kAll || index_of<C>(j) < pixels ? rows[index_of<C>(j) * kQuads<C> + block]
+                                              : make_float4(0, 0, 0, 0);
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
       const float4 w = shares[(4 * block + k) * kQuads<C> + quad];
 #pragma unroll
-      for (int j = 0; j < kPixels; ++j) {
+      for (int j = 0; j < kFirst; ++j) {
         const float v = k == 0 ? in[j].x : k == 1 ? in[j].y : k == 2 ? in[j].z : in[j].w;
         values[j][0] += v * w.x;
         values[j][1] += v * w.y;
@@ -177,21 +182,36 @@ __device__ __forceinline__ void product(const Tile& tile, const float* between,
   }
 }
 
+// Likewise of those that the tile has. kFewer: without work for those that smaller tiles lack.
+template <int C, bool kFewer>
+__device__ __forceinline__ void product(const Tile& tile, const float* between,
+                                        const float* weights, float (&values)[kPixels][4]) {
+  const int pixels = pixels_of(tile);
+  if (!kFewer)
+    product_of<C, kPixels, false>(pixels, between, weights, values);
+  else if (pixels == kTilePixels<C>)
+    product_of<C, kPixels, true>(pixels, between, weights, values);
+  else if (2 * pixels == kTilePixels<C>)
+    product_of<C, kPixels / 2, true>(pixels, between, weights, values);
+  else if (index_of<C>(0) < pixels)
+    product_of<C, 1, true>(pixels, between, weights, values);
+}
+
 // By 16 bytes; compilers take plain assignments apart.
 __device__ inline void store(float* to, float4 v) { __stwb(reinterpret_cast<float4*>(to), v); }
 
 // A row's z of one tile: from what its product or pool reads in shared memory.
 template <int C, bool kSecond>
 __device__ __forceinline__ void finish_row(const Nodes& call, const Room<C>& room, const Tile& tile,
-                                           const int64_t* row, const float* weights,
-                                           float (&values)[kPixels][4], bool (&live)[kPixels]) {
+                                           const int64_t* row, float (&values)[kPixels][4],
+                                           bool (&live)[kPixels]) {
   const int c = threadIdx.x % kQuads<C> * 4;
   const bool pools = !kSecond && (row[kKind] == kMaximum || row[kKind] == kAverage);
   const bool own = pools || c < row[kCout];
 #pragma unroll
   for (int j = 0; j < kPixels; ++j)
     for (int i = 0; i < 4; ++i) values[j][i] = 0;
-  if (!pools && own) product<C>(tile, room.between, weights, values);
+  if (!pools && own) product<C, true>(tile, room.between, room.product, values);
 #pragma unroll
   for (int j = 0; j < kPixels; ++j) {
     const Pixel pixel = pixel_of<C>(j, tile, call.height, call.width);
@@ -273,23 +293,21 @@ __device__ void write_moments(const Nodes& call, const Room<C>& room, int rows, 
 template <int C, bool kSecond>
 __device__ __forceinline__ void convolve_tile(const Nodes& call, const Room<C>& room,
                                               const Tile& tile) {
-  const int size = (C + call.taps) * C;
-  load_weights<C>(call, room.rows, room.weights);
+  load_taps<C>(call, room.rows, room.spatial);
   __syncthreads();
   for (int r = 0; r < room.turn->length; ++r) {
     const int64_t* row = room.rows + r * kLayer;
-    const float* weights = room.weights + r % 2 * size;
     if (!kSecond && r > 0 && r == room.turn->pools) {
       rectify_tile<C>(room.tile, tile);
       __syncthreads();
     }
-    if (r + 1 < room.turn->length)
-      load_weights<C>(call, row + kLayer, room.weights + (r + 1) % 2 * size);
-    spread<C, kSecond>(room, tile, row, weights);
+    load_product<C>(call, row, room.product);
+    spread<C, kSecond>(room, tile, row);
     __syncthreads();
+    if (r + 1 < room.turn->length) load_taps<C>(call, row + kLayer, room.spatial);
     float values[kPixels][4];
     bool live[kPixels];
-    finish_row<C, kSecond>(call, room, tile, row, weights, values, live);
+    finish_row<C, kSecond>(call, room, tile, row, values, live);
     float* pivots = room.pivots + r * C;
     if (!call.known) {
       if (room.turn->fresh > 0) {

@@ -1,7 +1,7 @@
 // A node: the sum of its candidates, normalized and weighed, as kernels/cell/mix.py has it.
 //
 // A program has a part of a chunk of the node's pixels, and takes these some at a time: as many as
-// fit with all their channels into the room of depthwise results. A thread sums 4 channels of a few
+// a whole tile's numbers with all their channels. A thread sums 4 channels of a few
 // pixels over all candidates, whose z it reads by 16 bytes; with partial channels it sums what goes
 // past them too. The sums go through shared memory, where channels get the order after the shuffle:
 // from there the state leaves in one piece, the output in whatever order it has.
@@ -130,8 +130,9 @@ __device__ __forceinline__ void mix(const Nodes& call, const Room<C>& room, cons
   const int candidates = static_cast<int>(mix[kMixCandidates]);
   const int edges = static_cast<int>(mix[kMixRows]) - candidates;
   const int parts = call.pitch / C, c = threadIdx.x % kQuads<C> * 4;
-  float* scales = room.weights;
-  __syncthreads();  // what is read is there for all threads
+  float* scales = room.product;
+  float* node = scales + candidates * 2 * C;  // (pixels, pitch)
+  __syncthreads();                            // what is read is there for all threads
   load_scales<C>(call, rows, candidates, scales);
   const auto smaller = [](int a, int b) { return a < b ? a : b; };
   const int sharers = static_cast<int>(mix[kMixParts]);
@@ -150,16 +151,16 @@ __device__ __forceinline__ void mix(const Nodes& call, const Room<C>& room, cons
     for (int j = 0; j < kPixels; ++j)
       for (int i = 0; i < 4; ++i)
         if (index_of<C>(j) < count)
-          room.between[index_of<C>(j) * call.pitch + (c + i) * parts] = sums[j][i];
+          node[index_of<C>(j) * call.pitch + (c + i) * parts] = sums[j][i];
     for (int i = threadIdx.x; i < count * (parts - 1) * kQuads<C>; i += kThreads) {
       const int pixel = i / kQuads<C> / (parts - 1), part = i / kQuads<C> % (parts - 1) + 1;
       const float4 v =
           add_bypasses(call, rows + candidates * kLayer, edges, part * C + c, first + pixel);
-      float* to = room.between + pixel * call.pitch + c * parts + part;
+      float* to = node + pixel * call.pitch + c * parts + part;
       to[0] = v.x, to[parts] = v.y, to[2 * parts] = v.z, to[3 * parts] = v.w;
     }
     __syncthreads();
-    write_node(call, mix, room.between, first, count);
+    write_node(call, mix, node, first, count);
   }
 }
 

@@ -11,7 +11,7 @@ namespace da2s_fast::cell {
 
 template <int C>
 __device__ __forceinline__ void nodes(const Nodes& call, char* shared) {
-  const Room<C> room(shared, call.taps);
+  const Room<C> room(shared, call);
   if (threadIdx.x == 0) {
     const int ticket = next_ticket(call.counters);
     begin(call, ticket / call.chunks, ticket % call.chunks, room.turn);

@@ -29,8 +29,9 @@ __device__ inline void begin(const Reach& call, int task, int chunk, Program* pr
   *program = {task, chunk, first < images ? first : images, end < images ? end : images};
 }
 
-// Shared memory of a program. What is behind `dz` also holds the threads' parts of gradients of
-// weights while they are added up.
+// Shared memory of a program. What is behind `dz` also holds the tiles of a pool's gradients, and
+// the threads' parts of gradients of weights while they are added up: 16 numbers of a thread, or as
+// many as taps. The rooms of a small tile may be less than that; what a program is given is not.
 template <int C>
 struct ReachRoom {
   double* sums;    // (2, C) of the chunk
@@ -47,7 +48,10 @@ struct ReachRoom {
   float* between;       // likewise
   float* tile;
 
-  __device__ ReachRoom(char* start, int taps) {
+  __device__ ReachRoom(char* start, const Reach& call) {
+    // Where two programs shall fit, registers do not suffice for addresses that are no constants.
+    const int numbers =
+        C > 16 ? C << (call.log_width + call.log_height + call.log_images) : kTilePixels<C> * C;
     Shared shared{start};
     sums = shared.take<double>(2 * C);
     row = shared.take<int64_t>(kLayer);
@@ -57,10 +61,10 @@ struct ReachRoom {
     norm = shared.take<float>(2 * C);
     partial = shared.take<float>(kWarps * C * 2);
     product = shared.take<float>(C * C);
-    spatial = shared.take<float>(taps * C);
-    dz = shared.take<float>(kTilePixels<C> * C);
-    total = shared.take<float>(kTilePixels<C> * C);
-    between = shared.take<float>(kTilePixels<C> * C);
+    spatial = shared.take<float>(call.taps * C);
+    dz = shared.take<float>(numbers);
+    total = shared.take<float>(numbers);
+    between = shared.take<float>(numbers);
     tile = shared.take<float>(0);
   }
 };
@@ -115,7 +119,8 @@ __device__ __forceinline__ void pull(const Reach& call, const ReachRoom<C>& room
     load_dz<C>(call, row, room.coefficients, tile, room.program->end, room.dz);
     __syncthreads();
     float values[kPixels][4] = {};
-    product<C>(tile, room.dz, room.product, values);
+    // Where two programs shall fit, registers do not suffice for more than one case.
+    product<C, (C > 16)>(tile, room.dz, room.product, values);
     float4* own = reinterpret_cast<float4*>(room.total);
 #pragma unroll
     for (int j = 0; j < kPixels; ++j)

@@ -71,6 +71,8 @@ enum : int {
   kMix
 };
 
-constexpr int kMostRows = 8;
+// Of a pack: with more channels, each row's sums would take more room from the tile.
+template <int C>
+constexpr int kMostRows = C > 24 ? 192 / C : 8;
 
 }  // namespace da2s_fast::cell

@@ -94,9 +94,10 @@ struct Launch {
             log_height,
             log_images};
     const cell::Tile tile = cell::tile_of(log_width, log_height, log_images, halo, stride);
-    bytes = 8 * cell::kMostRows * (2 * C + cell::kLayer) +
-            4 * (C * (2 + cell::kMostRows + 2 * cell::kWarps) + cell::kTilePixels<C> * C +
-                 2 * (C + taps) * C + (tile.rows << log_images) * tile.columns * C);
+    const int between = std::max(cell::pixels_of(tile) * C, 2 * cell::kThreads);
+    bytes = 8 * cell::kMostRows<C> * (2 * C + cell::kLayer) +
+            4 * (C * (2 + cell::kMostRows<C> + 2 * cell::kWarps) + between + (C + taps) * C +
+                 (tile.rows << log_images) * tile.columns * C);
   }
 
   Launch& run(unsigned seed, int64_t fewer_bytes = 0) {
@@ -228,6 +229,12 @@ DA2S_TEST(cuda_reductions) {
 DA2S_TEST(cuda_second_layers) {
   if (!shim::wanted()) return;
   Launch<4, true>({{cell::kSeparable, 5, 1, 2}}, 2, 9, 6, 1, 54, 4, 1).run(3).check();
+}
+
+DA2S_TEST(cuda_smallest_tiles) {
+  if (!shim::wanted()) return;
+  Launch<4, true>({{cell::kSeparable, 3, 1, 1}}, 1, 3, 6, 1, 18, 0, 0).run(8).check();
+  Launch<64, false>({kLayers[0], kLayers[1]}, 1, 3, 7, 2, 8, 0, 0).run(9).check();
 }
 
 DA2S_TEST(cuda_largest_windows) {

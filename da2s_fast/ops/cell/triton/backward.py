@@ -342,7 +342,7 @@ class _Backward:
         told = {
             **self._chunks(),
             **self._weights(),
-            **compiled.reach_arguments(layout, tasks),
+            **compiled.reach_arguments(layout, tasks, call.z.device),
         }
         launch(
             compiled.REACH,

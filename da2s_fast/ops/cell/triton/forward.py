@@ -322,7 +322,7 @@ def _make_nodes(call: Call, length: int, output: Slot | None) -> None:
         known=call.known,
         type=compiled.OUTPUT_TYPES.index(output.dtype) if output else 0,
         **area,
-        **compiled.nodes_arguments(layout, tasks),
+        **compiled.nodes_arguments(layout, tasks, call.z.device),
     )
 
 

@@ -179,8 +179,8 @@ def _round_of(cell: CellRows, node: int, again: bool) -> _RoundRows:
         node,
         first,
         second,
-        packs_of(first, layout.chunks),
-        packs_of(second, layout.chunks),
+        packs_of(first, layout.chunks, plan.mixed_channels),
+        packs_of(second, layout.chunks, plan.mixed_channels),
         mixed,
         reaching_of(cell, node, edges, mixed),
     )

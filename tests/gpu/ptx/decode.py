@@ -20,6 +20,7 @@ from tests.gpu.ptx import (
 from tests.gpu.ptx.errors import KernelFault
 from tests.gpu.ptx.operands import At, Step
 from tests.gpu.ptx.parse import Instruction, Name
+from tests.gpu.ptx.schedule import Jump
 
 if TYPE_CHECKING:
     from tests.gpu.ptx.machine import Machine
@@ -79,8 +80,6 @@ def _decode(machine: Machine, instruction: Instruction) -> Step:
 
 
 def _jump(machine: Machine, instruction: Instruction) -> Step:
-    from tests.gpu.ptx.machine import Jump  # noqa: PLC0415
-
     label = instruction.operands[0]
     if not isinstance(label, Name):
         raise NotImplementedError("computed branches")
@@ -89,8 +88,6 @@ def _jump(machine: Machine, instruction: Instruction) -> Step:
 
 
 def _done(at: At) -> object:
-    from tests.gpu.ptx.machine import Jump  # noqa: PLC0415
-
     return Jump(at, None)
 
 

@@ -20,13 +20,13 @@ from tests.gpu.ptx import (
 from tests.gpu.ptx.errors import KernelFault
 from tests.gpu.ptx.operands import At, Step
 from tests.gpu.ptx.parse import Instruction, Name
-from tests.gpu.ptx.schedule import Jump
+from tests.gpu.ptx.schedule import Jump, Sleep
 
 if TYPE_CHECKING:
     from tests.gpu.ptx.machine import Machine
 
 # Hints, and orders that lock-step execution keeps anyway.
-_NOTHING = ("membar", "fence", "prefetch", "prefetchu", "nanosleep", "griddepcontrol", "pragma")
+_NOTHING = ("membar", "fence", "prefetch", "prefetchu", "griddepcontrol", "pragma")
 
 _DECODERS = {
     **integer.DECODERS,
@@ -65,6 +65,8 @@ def _decode(machine: Machine, instruction: Instruction) -> Step:
         return _done
     if name == "trap":
         return _trap
+    if name == "nanosleep":
+        return Sleep
     if name in _NOTHING:
         return lambda at: None
     if name == "createpolicy":

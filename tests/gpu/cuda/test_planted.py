@@ -7,7 +7,7 @@ import torch
 
 from da2s_fast.kernels.launch import Launch, launched_by
 from da2s_fast.ops.cell.plan import CellPlan
-from da2s_fast.ops.cell.triton import compiled, forward
+from da2s_fast.ops.cell.triton import compiled, nodes
 from tests.gpu.cells import check, tiles_of
 from tests.gpu.cuda.cells import (
     ONE_ARCHITECTURE,
@@ -104,8 +104,8 @@ def test_wrong_arguments_are_noticed(device, monkeypatch, argument):
             arguments[argument] -= 1
         correct(kernel, grid, **arguments)
 
-    correct = forward.launch
-    monkeypatch.setattr(forward, "launch", launch)
+    correct = nodes.launch
+    monkeypatch.setattr(nodes, "launch", launch)
     with pytest.raises((Mismatch, KernelFault)):
         check_forward(make_case(SMALL, (2, 5, 7)), device)
 
@@ -129,12 +129,12 @@ def test_every_missing_barrier_of_nodes_is_noticed(monkeypatch):
     # Two chunks of two tiles; packs with and without pools.
     with tiles_of(128), launched_by(launches.append):
         forward_of(make_case(plan, (1, 20, 20)).to(torch.float32))
-    (nodes,) = [one for one in launches if one.kernel is compiled.NODES]
-    entry = cuda.entry_of(nodes)
-    counters = nodes.arguments["counters"]
+    (started,) = [one for one in launches if one.kernel is compiled.NODES]
+    entry = cuda.entry_of(started)
+    counters = started.arguments["counters"]
     counters.zero_()
-    PtxLauncher(80)(nodes)
-    barriers = barriers_of(cuda.compile_cuda(nodes, 80).ptx, entry)
+    PtxLauncher(80)(started)
+    barriers = barriers_of(cuda.compile_cuda(started, 80).ptx, entry)
     unnoticed = []
     for number, (start, end) in enumerate(barriers):
 
@@ -143,7 +143,7 @@ def test_every_missing_barrier_of_nodes_is_noticed(monkeypatch):
 
         counters.zero_()
         try:
-            PtxLauncher(80, change=drop)(nodes)
+            PtxLauncher(80, change=drop)(started)
         except KernelFault:
             continue
         unnoticed.append(number)

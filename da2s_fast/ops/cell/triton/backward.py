@@ -36,16 +36,9 @@ from da2s_fast.ops._layout import memory_format_of
 from da2s_fast.ops._triton import launched_as
 from da2s_fast.ops.cell.operations import CONVS, DENSE
 from da2s_fast.ops.cell.triton import compiled
+from da2s_fast.ops.cell.triton.call import Call, Settings, by_name, call_of, cdiv, settings_of
 from da2s_fast.ops.cell.triton.ends import Collected, finish, leave, power_of_two
-from da2s_fast.ops.cell.triton.forward import (
-    Call,
-    Settings,
-    by_name,
-    call_of,
-    cdiv,
-    layers_again,
-    settings_of,
-)
+from da2s_fast.ops.cell.triton.forward import layers_again
 from da2s_fast.ops.cell.triton.layout import ENOUGH_SMALL_PROGRAMS, layout_of
 from da2s_fast.ops.cell.triton.packs import Rows
 from da2s_fast.ops.cell.triton.tables import Round

@@ -38,18 +38,6 @@ class Windows(NamedTuple):
     stride: int
 
 
-class Packs(NamedTuple):
-    """Rows of layers by their input.
-
-    Attributes:
-        rows: of `Pack`.
-        windows: of the layers.
-    """
-
-    rows: Rows
-    windows: Windows
-
-
 def windows_of(layers: Sequence[Layer]) -> Windows:
     """The largest halo, number of taps and stride."""
     return Windows(

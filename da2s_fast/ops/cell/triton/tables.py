@@ -16,11 +16,9 @@ from da2s_fast.ops.cell.triton.layout import layout_of
 from da2s_fast.ops.cell.triton.node_tasks import MadeNode, NodeTaskRows, NodeTasks
 from da2s_fast.ops.cell.triton.packs import (
     POOL_KINDS,
-    Packs,
     Rows,
     packs_of,
     upload,
-    windows_of,
 )
 from da2s_fast.ops.cell.triton.reach_tasks import ReachedNode, ReachTaskRows, ReachTasks
 from da2s_fast.ops.cell.triton.reaching import Reaching, ReachingRows, reaching_of
@@ -32,8 +30,6 @@ class Round(NamedTuple):
     Attributes:
         first: first layers and pools of its edges, one source after the other.
         second: second layers of separable convolutions.
-        first_packs: of the former.
-        second_packs: of the latter, each its own.
         candidates: how many it has.
         mixed: all of them, then, with partial channels, a bypass for every edge.
         reaching: what reaches states.
@@ -42,8 +38,6 @@ class Round(NamedTuple):
     node: int
     first: Rows
     second: Rows
-    first_packs: Packs
-    second_packs: Packs
     candidates: int
     mixed: Rows
     reaching: Reaching
@@ -139,8 +133,7 @@ class _RoundRows(NamedTuple):
 
     @property
     def lists(self) -> list[Sequence[tuple[int, ...]]]:
-        own = (self.first, self.second, self.first_packs, self.second_packs, self.mixed)
-        return [*own, *self.reaching.lists]
+        return [self.first, self.second, self.mixed, *self.reaching.lists]
 
     @property
     def made(self) -> MadeNode:
@@ -149,13 +142,11 @@ class _RoundRows(NamedTuple):
 
     def uploaded(self, lists: Sequence[Rows]) -> Round:
         """With its lists on the device."""
-        first, second, first_packs, second_packs, mixed, *reaching = lists
+        first, second, mixed, *reaching = lists
         return Round(
             self.node,
             first,
             second,
-            Packs(first_packs, windows_of(self.first)),
-            Packs(second_packs, windows_of(self.second)),
             sum(row.kind != rows.BYPASS.value for row in self.mixed),
             mixed,
             self.reaching.uploaded(*reaching),

@@ -9,28 +9,18 @@
 #include "../buffers.h"
 #include "../check.h"
 #include "cuda/cell/backward.cuh"
-#include "shim.h"
-#include "tables.h"
+#include "launch.h"
 
 namespace da2s_fast::test {
 
-constexpr double kEps = 1e-3;
-
-// A state that rows read with a stride, chunks of its images and tiles of the outputs.
-struct Extents {
-  int stride, images, in_height, in_width;
+// Chunks of images and tiles of the outputs.
+struct Extents : Area {
   int chunk_images, log_height, log_images;
   int more_chunks = 0;  // than there are images for
 
-  int height() const { return (in_height + stride - 1) / stride; }
-  int width() const { return (in_width + stride - 1) / stride; }
-  int64_t in_pixels() const { return int64_t{images} * in_height * in_width; }
-  int64_t pixels() const { return int64_t{images} * height() * width(); }
   int chunks() const { return (images + chunk_images - 1) / chunk_images + more_chunks; }
   cell::Tile tile(int halo, int tile_stride) const {
-    int log_width = 3;
-    while (1 << log_width < width()) ++log_width;
-    return cell::tile_of(log_width, log_height, log_images, halo, tile_stride);
+    return cell::tile_of(log_width(), log_height, log_images, halo, tile_stride);
   }
 };
 
@@ -39,11 +29,6 @@ struct Sizes {
   int64_t states, z, gradients, weights, norms, sums;
   bool wanted = true;  // gradients of weights
 };
-
-template <class T>
-std::string bits_of(const Buffer<T>& buffer) {
-  return {reinterpret_cast<const char*>(buffer.data()), buffer.size() * sizeof(T)};
-}
 
 // Whether a sum of numbers of this size is what it should be. Rounding errors of what it is made of
 // stay far below a thousandth of that.
@@ -72,8 +57,7 @@ struct ReachCall {
         g(2, numbers),
         statistics(2 * sizes.norms * channels, numbers),
         sums(sizes.sums) {
-    for (int64_t i = 0; i < statistics.size(); ++i)
-      if (i / channels % 2 == 1) statistics[i] = std::fabs(statistics[i]) + 0.5f;  // variances
+    make_statistics(statistics, channels);
   }
 
   void fill_gradients(int64_t first, int64_t end) {
@@ -94,28 +78,17 @@ struct ReachCall {
 
   template <int C, int kMost>
   void run(unsigned seed, const std::vector<Task>& tasks) {
-    // Tickets, the tasks' counters, and those of what was written before. Tasks wait for both, so
-    // that not only the thread that takes a ticket must know its task.
-    const int count = static_cast<int>(tasks.size()), before_sums = 1 + count;
-    const int before_gradients = before_sums + 1;
-    Buffer<int> counters(before_gradients + 1, 0);
-    counters[before_sums] = counters[before_gradients] = 1;
-    shim::Memory memory;
-    const auto share = [&](auto& numbers, int counter) {
-      memory.share(numbers.data(), numbers.size() * sizeof numbers[0], &counters[counter]);
-    };
-    share(sums, before_sums);
-    share(weight_gradients, before_sums);
-    share(gradients, before_gradients);
-
-    const TaskRows rows(tasks, chunks, {before_sums, before_gradients});
-    const Table tasks_table(rows.tasks), waits(rows.waits), candidates_table(candidates),
-        seconds_table(seconds), groups_table(groups), layers_table(layers);
+    TaskLaunch launch(tasks, chunks);
+    launch.share(sums, 0);
+    launch.share(weight_gradients, 0);
+    launch.share(gradients, 1);
+    const Table candidates_table(candidates), seconds_table(seconds), groups_table(groups),
+        layers_table(layers);
     const cell::Tile tile = extents.tile(0, 1);
     const cell::Reach call = {
-        .tasks = tasks_table.data(),
-        .waits = waits.data(),
-        .counters = counters.data(),
+        .tasks = launch.tasks.data(),
+        .waits = launch.waits.data(),
+        .counters = launch.counters.data(),
         .candidates = candidates_table.data(),
         .seconds = seconds_table.data(),
         .groups = groups_table.data(),
@@ -144,14 +117,7 @@ struct ReachCall {
         .log_width = tile.log_width,
         .log_height = extents.log_height,
         .log_images = extents.log_images};
-    const unsigned programs = count * chunks;
-    shim::launch({programs, 1, 1}, cell::kThreads, bytes(), seed,
-                 [&](char* shared) { cell::reach<C, kMost>(call, shared); });
-    DA2S_CHECK(counters[0] == static_cast<int>(programs));
-    for (int task = 0; task < count; ++task) DA2S_CHECK(counters[1 + task] == chunks);
-    // What was written is there for those who wait for it.
-    memory.begin();
-    for (int64_t i = 1; i < counters.size(); ++i) memory.acquire(&counters[i], counters[i]);
+    launch.run(bytes(), seed, [&](char* shared) { cell::reach<C, kMost>(call, shared); });
   }
 
   // Bits of everything that may be written.
@@ -185,8 +151,6 @@ struct ReachCall {
     for (int chunk = 0; chunk < chunks; ++chunk) sum += partial[chunk * numbers + i];
     return sum;
   }
-
-  static constexpr int kOperations = 8;
 
   int channels;
   Extents extents;

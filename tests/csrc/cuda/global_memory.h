@@ -1,7 +1,8 @@
 // Memory that the programs of a launch share, shown to each as late as a GPU may show it: what a
 // program has not written itself it sees once it has waited for a counter, as it was when somebody
 // counted that up, and before it sees NaN. Tests have programs run one after the other, so that
-// otherwise nobody would notice one that does not wait, or that counts up too early.
+// otherwise nobody would notice one that does not wait, or that counts up too early. Unnoticed goes
+// one that overwrites what an earlier one could still be reading.
 #pragma once
 
 #include <algorithm>

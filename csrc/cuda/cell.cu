@@ -1,10 +1,12 @@
 // The kernels of csrc/cuda/cell, and the operators that start them. Without torch (DA2S_STANDALONE)
 // there are only the kernels: that is how tests compile them.
-#include "cell/convolve.cuh"
-#include "cell/reach.cuh"
-#include "cell/reach_states.cuh"
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
 
-// Two programs of `reach_states` with 16 channels fit into the shared memory of compute capability
+#include "cell/backward.cuh"
+#include "cell/nodes.cuh"
+
+// Two programs of `reach` with 16 channels fit into the shared memory of compute capability
 // 9.0 and later. Where a second one would not fit, registers left for it would be spilled for
 // nothing.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
@@ -23,13 +25,10 @@
     extern __shared__ __align__(16) char shared[];                                  \
     da2s_fast::cell::__VA_ARGS__(call, shared);                                     \
   }
-#define DA2S_CHANNELS(C)                                                                 \
-  DA2S_KERNEL(cell_convolve_##C, Convolve, (C > 16 ? 1 : 2), convolve<C, false>)         \
-  DA2S_KERNEL(cell_convolve_##C##_second, Convolve, 2, convolve<C, true>)                \
-  DA2S_KERNEL(cell_reach_inner_##C, Reach, (C > 32 ? 1 : 2), reach_inner<C, 5>)          \
-  DA2S_KERNEL(cell_reach_inner_##C##_7x7, Reach, 1, reach_inner<C, 7>)                   \
-  DA2S_KERNEL(cell_reach_states_##C, Reach, (C > 16 ? 1 : DA2S_TWO), reach_states<C, 5>) \
-  DA2S_KERNEL(cell_reach_states_##C##_7x7, Reach, 1, reach_states<C, 7>)
+#define DA2S_CHANNELS(C)                                                   \
+  DA2S_KERNEL(cell_nodes_##C, Nodes, (C > 16 ? 1 : 2), nodes<C>)           \
+  DA2S_KERNEL(cell_reach_##C, Reach, (C > 16 ? 1 : DA2S_TWO), reach<C, 5>) \
+  DA2S_KERNEL(cell_reach_##C##_7x7, Reach, 1, reach<C, 7>)
 
 DA2S_CHANNELS(4)
 DA2S_CHANNELS(8)
@@ -85,46 +84,71 @@ void start(void (*kernel)(Call), const char* name, const std::vector<int64_t>& g
   check(cudaGetLastError(), name);
 }
 
-void cell_convolve(std::vector<int64_t> grid, Tensor table, Tensor packs, Tensor source, Tensor z,
-                   Tensor weights, Tensor moments, Tensor statistics, int64_t pixels,
-                   int64_t chunk_pixels, double eps, int64_t height, int64_t width, int64_t pitch,
-                   bool known, int64_t halo, int64_t taps, int64_t log_width, int64_t log_height,
-                   int64_t log_images, int64_t channels, bool second, int64_t shared) {
-  const cell::Convolve call{data<int64_t>(table),
-                            data<int64_t>(packs),
-                            data<float>(source),
-                            data<float>(z),
-                            data<float>(weights),
-                            data<double>(moments),
-                            data<float>(statistics),
-                            pixels,
-                            chunk_pixels,
-                            eps,
-                            static_cast<int>(height),
-                            static_cast<int>(width),
-                            static_cast<int>(pitch),
-                            known,
-                            static_cast<int>(halo),
-                            static_cast<int>(taps),
-                            static_cast<int>(log_width),
-                            static_cast<int>(log_height),
-                            static_cast<int>(log_images)};
-  start(second ? DA2S_CHOOSE(cell_convolve, _second, channels)
-               : DA2S_CHOOSE(cell_convolve, , channels),
-        "cell_convolve", grid, shared, z, call);
+void cell_nodes(std::vector<int64_t> grid, Tensor tasks, Tensor waits, Tensor counters,
+                Tensor packs, Tensor layers, Tensor mixes, Tensor mixed, Tensor states, Tensor z,
+                Tensor weights, Tensor p_weights, std::optional<Tensor> g_weights,
+                std::optional<Tensor> moments, Tensor statistics, std::optional<Tensor> output,
+                std::vector<int64_t> output_strides, int64_t pixels, int64_t chunk_pixels,
+                double eps, int64_t height, int64_t width, int64_t images, int64_t chunks,
+                int64_t operations, int64_t pitch, bool known, int64_t type, int64_t halo,
+                int64_t second_halo, int64_t taps, int64_t log_width, int64_t log_height,
+                int64_t log_images, int64_t channels, int64_t shared) {
+  STD_TORCH_CHECK(output_strides.size() == 4, "cell_nodes: four strides were expected");
+  const cell::Nodes call{data<int64_t>(tasks),
+                         data<int64_t>(waits),
+                         data<int>(counters),
+                         data<int64_t>(packs),
+                         data<int64_t>(layers),
+                         data<int64_t>(mixes),
+                         data<int64_t>(mixed),
+                         data<float>(states),
+                         data<float>(z),
+                         data<float>(weights),
+                         data<float>(p_weights),
+                         g_weights ? data<float>(*g_weights) : nullptr,
+                         moments ? data<double>(*moments) : nullptr,
+                         data<float>(statistics),
+                         output ? data<void>(*output) : nullptr,
+                         output_strides[0],
+                         output_strides[1],
+                         output_strides[2],
+                         output_strides[3],
+                         eps,
+                         static_cast<int>(pixels),
+                         static_cast<int>(chunk_pixels),
+                         static_cast<int>(height),
+                         static_cast<int>(width),
+                         static_cast<int>(images),
+                         static_cast<int>(chunks),
+                         static_cast<int>(operations),
+                         static_cast<int>(pitch),
+                         known,
+                         static_cast<int>(type),
+                         static_cast<int>(halo),
+                         static_cast<int>(second_halo),
+                         static_cast<int>(taps),
+                         static_cast<int>(log_width),
+                         static_cast<int>(log_height),
+                         static_cast<int>(log_images)};
+  start(DA2S_CHOOSE(cell_nodes, , channels), "cell_nodes", grid, shared, z, call);
 }
 
-// `cell_reach_states` where there are rows of layers for groups of states, else `cell_reach_inner`.
-void cell_reach(std::vector<int64_t> grid, Tensor table, std::optional<Tensor> layers,
-                std::optional<Tensor> states, Tensor z, Tensor gradients, Tensor weights,
-                std::optional<Tensor> weight_gradients, Tensor p_weights,
-                std::optional<Tensor> g_weights, Tensor statistics, Tensor sums, int64_t pixels,
-                int64_t weight_count, double eps, int64_t height, int64_t width, int64_t images,
-                int64_t operations, int64_t pitch, int64_t halo, int64_t taps, int64_t log_width,
-                int64_t log_height, int64_t log_images, int64_t channels, int64_t shared) {
-  const cell::Reach call{data<int64_t>(table),
-                         layers ? data<int64_t>(*layers) : nullptr,
-                         states ? data<float>(*states) : nullptr,
+void cell_reach(std::vector<int64_t> grid, Tensor tasks, Tensor waits, Tensor counters,
+                Tensor candidates, Tensor seconds, Tensor groups, Tensor layers, Tensor states,
+                Tensor z, Tensor gradients, Tensor weights, std::optional<Tensor> weight_gradients,
+                Tensor p_weights, std::optional<Tensor> g_weights, Tensor statistics, Tensor sums,
+                int64_t pixels, int64_t weight_count, double eps, int64_t height, int64_t width,
+                int64_t chunks, int64_t images, int64_t operations, int64_t pitch, int64_t halo,
+                int64_t inner_halo, int64_t taps, int64_t log_width, int64_t log_height,
+                int64_t log_images, int64_t channels, int64_t shared) {
+  const cell::Reach call{data<int64_t>(tasks),
+                         data<int64_t>(waits),
+                         data<int>(counters),
+                         data<int64_t>(candidates),
+                         data<int64_t>(seconds),
+                         data<int64_t>(groups),
+                         data<int64_t>(layers),
+                         data<float>(states),
                          data<float>(z),
                          data<float>(gradients),
                          data<float>(weights),
@@ -138,30 +162,25 @@ void cell_reach(std::vector<int64_t> grid, Tensor table, std::optional<Tensor> l
                          eps,
                          static_cast<int>(height),
                          static_cast<int>(width),
+                         static_cast<int>(chunks),
                          static_cast<int>(images),
                          static_cast<int>(operations),
                          static_cast<int>(pitch),
                          static_cast<int>(halo),
+                         static_cast<int>(inner_halo),
                          static_cast<int>(taps),
                          static_cast<int>(log_width),
                          static_cast<int>(log_height),
                          static_cast<int>(log_images)};
-  const bool largest = taps > 25;
-  if (layers)
-    start(largest ? DA2S_CHOOSE(cell_reach_states, _7x7, channels)
-                  : DA2S_CHOOSE(cell_reach_states, , channels),
-          "cell_reach_states", grid, shared, z, call);
-  else
-    start(largest ? DA2S_CHOOSE(cell_reach_inner, _7x7, channels)
-                  : DA2S_CHOOSE(cell_reach_inner, , channels),
-          "cell_reach_inner", grid, shared, z, call);
+  start(taps > 25 ? DA2S_CHOOSE(cell_reach, _7x7, channels) : DA2S_CHOOSE(cell_reach, , channels),
+        "cell_reach", grid, shared, z, call);
 }
 
 }  // namespace
 }  // namespace da2s_fast
 
 STABLE_TORCH_LIBRARY_IMPL(da2s_fast, CUDA, library) {
-  library.impl("cell_convolve", TORCH_BOX(&da2s_fast::cell_convolve));
+  library.impl("cell_nodes", TORCH_BOX(&da2s_fast::cell_nodes));
   library.impl("cell_reach", TORCH_BOX(&da2s_fast::cell_reach));
 }
 #endif

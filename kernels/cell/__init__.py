@@ -23,8 +23,8 @@ that results are the same bits from run to run.
 columns, `common` what all share.
 
 A cell of two inputs and four nodes takes 14 launches forward, 3 of them for each node, and 15
-backward, 3 for each node. Where layers are computed again, 8 more. With the kernels of csrc/cuda a
-node's `reach_states` are two launches.
+backward, 3 for each node. Where layers are computed again, 8 more. With the kernels of csrc/cuda
+those of all nodes are one launch each way.
 
 What one image of 32 x 32 moves in such a cell with 16 channels and 7 operations, float32, z saved:
 different sectors of each launch, summed, from executing the code compiled for sm_80 (MB):

@@ -117,6 +117,14 @@ def share_of(pixels):
 
 
 @triton.jit
+def start_counters(counters, COUNTERS: tl.constexpr):
+    """Set so many counters of a kernel of csrc/cuda to 0, if there are any; a power of two."""
+    if counters is not None:  # noqa: SIM102 - known when compiled, the other is not
+        if (tl.program_id(0) == 0) & (tl.program_id(1) == 0) & (tl.program_id(2) == 0):
+            tl.store(counters + tl.arange(0, COUNTERS), tl.zeros((COUNTERS,), tl.int32))
+
+
+@triton.jit
 def own_pixels(chunk, images, size, pixels):
     """Return the first pixel of a chunk of whole images, and the one behind it."""
     first = tl.minimum(chunk * images * size, pixels)

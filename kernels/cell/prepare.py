@@ -23,6 +23,7 @@ from da2s_fast.kernels.cell.common import (
     rectified,
     share_of,
     split,
+    start_counters,
     store_pixels,
 )
 from da2s_fast.kernels.cell.rows import (
@@ -168,6 +169,7 @@ def settle(
     moments,
     statistics,
     states,
+    counters,
     pixels,
     height: tl.constexpr,
     width: tl.constexpr,
@@ -176,9 +178,11 @@ def settle(
     EPS: tl.constexpr,
     PIXELS: tl.constexpr,
     CHUNKS: tl.constexpr,
+    COUNTERS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Write the input states."""
+    """Write the input states, and 0 to COUNTERS counters, if a kernel of csrc/cuda needs them."""
+    start_counters(counters, COUNTERS)
     row = table + tl.program_id(1) * PART
     place = tl.load(row + PART_STATISTICS)
     to = states + place_of(row + PART_STATE)

@@ -29,7 +29,8 @@ class Layer(NamedTuple):
         moments: partial moments of z.
         statistics: mean, then variance, of the norm behind z; -1 without a norm.
         frozen: whether those are given.
-        inner: statistics of the norm that the input goes through first (second layers).
+        inner: statistics of the norm that the input goes through first (second layers); of a pool,
+            for csrc/cuda, the index of a row that reads the same z, -1 if there is none.
         inner_moments: its partial moments.
         inner_frozen: whether its statistics are given.
         edge: row of p and of g; -1 where the gradient is not that of a node.
@@ -119,6 +120,75 @@ class Pack(NamedTuple):
     first: int
     length: int
     pools: int
+
+
+class Work:
+    """What a program of csrc/cuda does.
+
+    Attributes:
+        FIRST: a pack of first layers and pools.
+        SECOND: a pack of second layers.
+        MIX: part of a node.
+        SUMS: in the backward pass, a candidate's sums.
+        INNER: a second layer.
+        STATES: a group of rows.
+    """
+
+    FIRST, SECOND, MIX, SUMS, INNER, STATES = range(6)
+
+
+class Task(NamedTuple):
+    """What a program for each chunk does, and what it waits for.
+
+    Attributes:
+        work: see `Work`.
+        row: index of its row, among those of this work.
+        first: index of the first `Wait`.
+        length: how many.
+        counter: what programs count up when they are done; of packs, the last program.
+        arrivals: with what packs' programs find out who is the last.
+    """
+
+    work: int
+    row: int
+    first: int
+    length: int
+    counter: int
+    arrivals: int = 0
+
+
+class Wait(NamedTuple):
+    """A program waits until a counter has come that far.
+
+    Attributes:
+        counter: which.
+        count: how far.
+    """
+
+    counter: int
+    count: int
+
+
+class Mix(NamedTuple):
+    """Part of every chunk of a node.
+
+    Attributes:
+        first: index of the first candidate's row.
+        candidates: how many rows of candidates there are.
+        rows: how many those of what goes past them included, which follow.
+        state: the node, among the states.
+        column: its first channel in the output; -1 if it is no part of it.
+        part: which.
+        parts: of how many.
+    """
+
+    first: int
+    candidates: int
+    rows: int
+    state: int
+    column: int
+    part: int
+    parts: int
 
 
 class Part(NamedTuple):

@@ -20,6 +20,7 @@ from da2s_fast.kernels.cell.common import (
     own_pixels,
     place_of,
     split,
+    start_counters,
     store_pixels,
     times,
 )
@@ -230,6 +231,7 @@ def begin(
     node_states,
     in_pixels,
     in_size,
+    counters,
     pixels,
     height: tl.constexpr,
     width: tl.constexpr,
@@ -237,6 +239,7 @@ def begin(
     images,
     SHUFFLED: tl.constexpr,
     HALVES: tl.constexpr,
+    COUNTERS: tl.constexpr,
     PIXELS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -251,11 +254,14 @@ def begin(
         node_states: where nodes begin among the states.
         in_pixels: of an input state.
         in_size: pixels of one of its images.
+        counters: of csrc/cuda's kernel, int32, set to 0; or none.
         channels: that candidates see.
         images: of a chunk.
+        COUNTERS: how many.
     """
     chunk = tl.program_id(0)
     index = tl.program_id(1)
+    start_counters(counters, COUNTERS)
     all_channels = channels * SHUFFLED
     if index >= groups:
         first, last = own_pixels(chunk, images, height * width, pixels)

@@ -23,6 +23,7 @@ QUIET = {
     "aten.empty",
     "aten.empty_like",
     "aten.new_empty",
+    "aten.new_zeros",
     "aten.slice",
     "aten.view",
     "aten.cat",

@@ -250,7 +250,7 @@ def test_waiting_for_a_later_program() -> None:
     body = "$spin: ld.global.b32 %r0, [%t0]; setp.eq.u32 %p0, %r0, 0; @%p0 bra $spin;"
     text = kernel(body, 1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tests.gpu.ptx.machine._RUNS", 100)
+        patch.setattr("tests.gpu.ptx.schedule._RUNS", 100)
         with pytest.raises(NoProgress):
             run(text, torch.zeros(4))
 

@@ -82,7 +82,7 @@ __device__ __forceinline__ void load_pool(const Reach& call, const ReachRoom<C>&
 // Through a 3x3 pool and the norm behind it.
 template <int C, int kStride>
 __device__ __forceinline__ void collect_pool(const Reach& call, const ReachRoom<C>& room,
-                                             const int64_t* group, const Images& images) {
+                                             const int64_t* group) {
   const int64_t* row = room.row;
   const Input input{static_cast<int>(row[kHeight]), static_cast<int>(row[kWidth]), kStride};
   const Tile start = tile_of(call.log_width, call.log_height, call.log_images, 1, 1);
@@ -91,8 +91,8 @@ __device__ __forceinline__ void collect_pool(const Reach& call, const ReachRoom<
   const bool averages = row[kKind] == kAverage;
   const int quad = threadIdx.x % kQuads<C>, shuffled = static_cast<int>(group[kGroupShuffled]);
   float* to = call.gradients + group[kGroupGradient];
-  for_tiles(start, call.height, images.first, images.end, [&](const Tile& tile) {
-    load_pool<C>(call, room, tile, input, images.end, shares, winners);
+  for_tiles(start, call.height, *room.program, [&](const Tile& tile) {
+    load_pool<C>(call, room, tile, input, room.program->end, shares, winners);
     __syncthreads();
     const auto add_windows = [&](int image, int y, int x) {
       float4 sum = make_float4(0, 0, 0, 0);
@@ -120,7 +120,7 @@ __device__ __forceinline__ void collect_pool(const Reach& call, const ReachRoom<
       const int64_t pixel = (int64_t(tile.image + image) * input.height + y) * input.width + x;
       add_to_state(to + pixel * call.pitch, 4 * quad, call.pitch, shuffled, sum);
     };
-    for_input_pixels<C>(tile, kStride, input.height, input.width, images.end, add_windows);
+    for_input_pixels<C>(tile, kStride, input.height, input.width, room.program->end, add_windows);
     // The next tile comes.
     __syncthreads();
   });
@@ -130,7 +130,7 @@ __device__ __forceinline__ void collect_pool(const Reach& call, const ReachRoom<
 // (`past`) what goes past the candidates, the other parts of the channels.
 template <int C>
 __device__ __forceinline__ void collect_alike(const Reach& call, const ReachRoom<C>& room,
-                                              const int64_t* group, const Images& images) {
+                                              const int64_t* group) {
   const int64_t* row = room.row;
   const int height = static_cast<int>(row[kHeight]), width = static_cast<int>(row[kWidth]);
   const int stride = static_cast<int>(row[kStride]), c = threadIdx.x % kQuads<C> * 4;
@@ -141,19 +141,21 @@ __device__ __forceinline__ void collect_alike(const Reach& call, const ReachRoom
   const float* from = call.gradients + row[kGradient];
   float* to = call.gradients + group[kGroupGradient];
   const Tile start = tile_of(call.log_width, call.log_height, call.log_images, 0, 1);
-  for_tiles(start, call.height, images.first, images.end, [&](const Tile& tile) {
-    for_input_pixels<C>(tile, stride, height, width, images.end, [&](int image, int y, int x) {
-      if ((y | x) & (stride - 1)) return;  // no output reads it
-      const int64_t n = tile.image + image, pixel = (n * height + y) * width + x;
-      const int64_t at = (n * call.height + (y >> (stride - 1))) * call.width + (x >> (stride - 1));
-      const int end = past ? call.pitch : C;
-      for (int channel = past ? C + c : c; channel < end; channel += C) {
-        float4 v = *reinterpret_cast<const float4*>(from + at * row[kGradientPitch] + channel);
-        v = make_float4(scale[0] * v.x, scale[1] * v.y, scale[2] * v.z, scale[3] * v.w);
-        add_to_state(to + pixel * call.pitch, channel, call.pitch, shuffled,
-                     make_float4(v.x * factor, v.y * factor, v.z * factor, v.w * factor));
-      }
-    });
+  for_tiles(start, call.height, *room.program, [&](const Tile& tile) {
+    for_input_pixels<C>(
+        tile, stride, height, width, room.program->end, [&](int image, int y, int x) {
+          if ((y | x) & (stride - 1)) return;  // no output reads it
+          const int64_t n = tile.image + image, pixel = (n * height + y) * width + x;
+          const int64_t at =
+              (n * call.height + (y >> (stride - 1))) * call.width + (x >> (stride - 1));
+          const int end = past ? call.pitch : C;
+          for (int channel = past ? C + c : c; channel < end; channel += C) {
+            float4 v = *reinterpret_cast<const float4*>(from + at * row[kGradientPitch] + channel);
+            v = make_float4(scale[0] * v.x, scale[1] * v.y, scale[2] * v.z, scale[3] * v.w);
+            add_to_state(to + pixel * call.pitch, channel, call.pitch, shuffled,
+                         make_float4(v.x * factor, v.y * factor, v.z * factor, v.w * factor));
+          }
+        });
   });
   // The next row comes.
   __syncthreads();
@@ -164,7 +166,6 @@ template <int C>
 __device__ __forceinline__ void collect(const Reach& call, const ReachRoom<C>& room,
                                         const int64_t* group) {
   const int64_t kind = room.row[kKind];
-  const Images images = images_of(call);
   if (kind != kBypass) {
     coefficients<C>(call, room.row, room.coefficients, reinterpret_cast<double*>(room.dz));
   } else if (threadIdx.x < C) {
@@ -173,11 +174,11 @@ __device__ __forceinline__ void collect(const Reach& call, const ReachRoom<C>& r
   }
   __syncthreads();
   if (kind != kMaximum && kind != kAverage)
-    collect_alike<C>(call, room, group, images);
+    collect_alike<C>(call, room, group);
   else if (room.row[kStride] == 1)
-    collect_pool<C, 1>(call, room, group, images);
+    collect_pool<C, 1>(call, room, group);
   else
-    collect_pool<C, 2>(call, room, group, images);
+    collect_pool<C, 2>(call, room, group);
 }
 
 }  // namespace da2s_fast::cell

@@ -1,8 +1,8 @@
 // Layers and pools of the forward pass: z and its moments, as kernels/cell/convolve.py has them.
 //
-// Grid (chunks, packs). A program takes a chunk of the output's pixels tile by tile. The input of a
-// tile, with as many pixels around as the widest window needs, comes into shared memory once; from
-// there all layers and pools of a pack, that is all that read this state with this stride, are
+// A program has a pack and a chunk of the output's pixels, and takes these tile by tile. The input
+// of a tile, with as many pixels around as the widest window needs, comes into shared memory once;
+// from there all layers and pools of a pack, that is all that read this state with this stride, are
 // computed one after the other:
 //
 //     depthwise convolution   8 neighbouring outputs of a channel per thread, in registers; the
@@ -11,114 +11,167 @@
 //                             multiply-adds; z leaves by 16 bytes
 //     moments                 lanes of a warp by shuffles, warps and tiles in order
 //
-// The next layer's weights come while the depthwise convolution runs, into the other of two
-// buffers: two barriers per layer and tile. Pools read the input before ReLU, so they come first.
+// Each half of a layer reads weights of its own, which come while the other half runs: two barriers
+// per layer and tile. Pools read the input before ReLU, so they come first.
+// The last program of a pack completes the statistics of its norms from the moments of all chunks.
 #pragma once
 
 #include "depthwise.cuh"
 #include "moments.cuh"
 #include "pool.cuh"
 #include "table.cuh"
+#include "task.cuh"
 
 namespace da2s_fast::cell {
 
 // What a launch is given; tests/gpu/ptx/cuda.py packs the same fields.
-struct Convolve {
-  const int64_t* table;  // of `Layer`
-  const int64_t* packs;  // of `Pack`
-  const float* source;   // the states, or the z for second layers
+struct Nodes {
+  const int64_t* tasks;   // of `Task`
+  const int64_t* waits;   // of `Wait`, the tasks'
+  int* counters;          // of tickets, then the tasks'
+  const int64_t* packs;   // of `Pack`, rows of the tasks
+  const int64_t* layers;  // of `Layer`, the packs' rows
+  const int64_t* mixes;   // of `Mix`, rows of the tasks
+  const int64_t* mixed;   // of `Layer`, the mixes' rows
+  float* states;
   float* z;
   const float* weights;
+  const float* p_weights;  // (edges, operations)
+  const float* g_weights;  // (edges,), or none
   double* moments;
-  float* statistics;     // of all norms; those in front of second layers are completed
-  int64_t pixels;        // of the output
-  int64_t chunk_pixels;  // of a chunk
+  float* statistics;  // of all norms
+  void* output;
+  int64_t output_image;  // numbers from image to image of the output
+  int64_t output_channel;
+  int64_t output_row;
+  int64_t output_column;
   double eps;
-  int height;  // of the output
+  int pixels;        // of a node
+  int chunk_pixels;  // of a chunk
+  int height;        // of a node
   int width;
-  int pitch;      // channels of the input, all of them
-  int known;      // all statistics are known, nobody needs the moments
-  int halo;       // pixels around a tile
-  int taps;       // most of a depthwise convolution
-  int log_width;  // extents of a tile
+  int images;
+  int chunks;
+  int operations;   // columns of p
+  int pitch;        // channels of a state
+  int known;        // all statistics are known, nobody needs the moments
+  int type;         // of the output, see `store_as`
+  int halo;         // pixels around a tile of first layers
+  int second_halo;  // likewise of second layers
+  int taps;         // most of a depthwise convolution
+  int log_width;    // extents of a tile
   int log_height;
   int log_images;
 };
 
+// What a program works on, once it knows; in registers, threads would miss the room meanwhile.
+struct Turn {
+  int task;
+  int chunk;
+  int first;   // pixel of the chunk
+  int end;     // of its pixels
+  int length;  // rows of the pack
+  int pools;   // of which are pools
+  int fresh;   // pixels of the chunk's first tile while it is at that, then 0
+  int last;    // whether it is the last program of its task
+};
+
+__device__ inline void begin(const Nodes& call, int task, int chunk, Turn* turn) {
+  const int first = chunk * call.chunk_pixels, end = first + call.chunk_pixels;
+  turn->task = task;
+  turn->chunk = chunk;
+  turn->first = first < call.pixels ? first : call.pixels;
+  turn->end = end < call.pixels ? end : call.pixels;
+}
+
 // Shared memory of a program. What the tile takes is behind everything else.
 template <int C>
 struct Room {
-  double* sums;    // (rows, C, 2) of the chunk
-  int64_t* rows;   // of the table
+  double* sums;   // (rows, C, 2) of the chunk
+  int64_t* rows;  // of the table
+  Turn* turn;
   float* norm;     // (2, C)
   float* pivots;   // (rows, C)
   float* partial;  // (warps, C, 2)
-  float* between;  // (pixels of the tile, C)
-  float* weights;  // two of (C, C) and (taps, C)
+  float* product;  // (C, C)
+  float* spatial;  // (taps, C)
+  float* between;  // (pixels of the tile, C), or two numbers per thread
   float* tile;
 
-  __device__ Room(char* start, int taps) {
+  __device__ Room(char* start, const Nodes& call) {
+    const int numbers = C << (call.log_width + call.log_height + call.log_images);
     Shared shared{start};
-    sums = shared.take<double>(kMostRows * C * 2);
-    rows = shared.take<int64_t>(kMostRows * kLayer);
+    sums = shared.take<double>(kMostRows<C> * C * 2);
+    rows = shared.take<int64_t>(kMostRows<C> * kLayer);
+    turn = shared.take<Turn>(1);
     norm = shared.take<float>(2 * C);
-    pivots = shared.take<float>(kMostRows * C);
+    pivots = shared.take<float>(kMostRows<C> * C);
     partial = shared.take<float>(kWarps * C * 2);
-    between = shared.take<float>(kTilePixels<C> * C);
-    weights = shared.take<float>(2 * (C + taps) * C);
+    product = shared.take<float>(C * C);
+    spatial = shared.take<float>(call.taps * C);
+    between = shared.take<float>(numbers > 2 * kThreads ? numbers : 2 * kThreads);
     tile = shared.take<float>(0);
   }
 };
 
-// Bring a layer's weights: products as (C, cout), so that a thread's 4 outputs lie side by side,
-// depthwise ones as (taps, C).
+// The program's task. It is asked for anew: kept, it would take registers meanwhile.
 template <int C>
-__device__ __forceinline__ void load_weights(const Convolve& call, const int64_t* row, float* to) {
+__device__ __forceinline__ const int64_t* task_of(const Nodes& call, const Room<C>& room) {
+  return call.tasks + int64_t(room.turn->task) * kTask;
+}
+
+// Bring weights of a layer's product as (C, cout), so that a thread's 4 outputs lie side by side.
+template <int C>
+__device__ __forceinline__ void load_product(const Nodes& call, const int64_t* row, float* to) {
   if (row[kKind] != kSeparable && row[kKind] != kDense) return;
   const float* product = call.weights + row[kProduct];
   const int cout = static_cast<int>(row[kCout]);
 #pragma unroll 4
   for (int i = threadIdx.x; i < cout * C; i += kThreads) to[i % C * C + i / C] = product[i];
+}
+
+// Depthwise weights, as (taps, C).
+template <int C>
+__device__ __forceinline__ void load_taps(const Nodes& call, const int64_t* row, float* to) {
   if (row[kKind] != kSeparable) return;
   const float* spatial = call.weights + row[kSpatial];
   const int taps = static_cast<int>(row[kKernel] * row[kKernel]);
-  for (int i = threadIdx.x; i < taps * C; i += kThreads)
-    to[C * C + i % taps * C + i / taps] = spatial[i];
+  for (int i = threadIdx.x; i < taps * C; i += kThreads) to[i] = spatial[i % C * taps + i / C];
 }
 
 // What a row has before its product.
 template <int C, bool kSecond>
-__device__ __forceinline__ void spread(const Room<C>& room, const Tile& tile, int stride,
-                                       const int64_t* row, const float* weights) {
+__device__ __forceinline__ void spread(const Room<C>& room, const Tile& tile, const int64_t* row) {
+  const int stride = static_cast<int>(row[kStride]);
   const int padding = static_cast<int>(row[kPadding]);
   const int kernel = static_cast<int>(row[kKernel]), dilation = static_cast<int>(row[kDilation]);
   if (kSecond || (row[kKind] == kSeparable && stride == 1))
-    depthwise_of<C, 1>(kernel, dilation, room.tile, tile, padding, weights + C * C, room.between);
+    depthwise_of<C, 1>(kernel, dilation, room.tile, tile, padding, room.spatial, room.between);
   else if (row[kKind] == kDense)
     gather<C>(room.tile, tile, stride, padding, room.between);
   else if (row[kKind] == kSeparable)
-    depthwise_of<C, 2>(kernel, dilation, room.tile, tile, padding, weights + C * C, room.between);
+    depthwise_of<C, 2>(kernel, dilation, room.tile, tile, padding, room.spatial, room.between);
 }
 
-// 4 outputs of 4 pixels, of those that the tile has.
-template <int C>
-__device__ __forceinline__ void product(const Tile& tile, const float* between,
-                                        const float* weights, float (&values)[kPixels][4]) {
-  const int quad = threadIdx.x % kQuads<C>, pixels = pixels_of(tile);
+// 4 outputs of a thread's first pixels; kAll: the tile has all of them.
+template <int C, int kFirst, bool kAll>
+__device__ __forceinline__ void product_of(int pixels, const float* between, const float* weights,
+                                           float (&values)[kPixels][4]) {
+  const int quad = threadIdx.x % kQuads<C>;
   const float4* rows = reinterpret_cast<const float4*>(between);
   const float4* shares = reinterpret_cast<const float4*>(weights);
 #pragma unroll 4
   for (int block = 0; block < kQuads<C>; ++block) {
-    float4 in[kPixels];
+    float4 in[kFirst];
 #pragma unroll
-    for (int j = 0; j < kPixels; ++j)
-      in[j] = index_of<C>(j) < pixels ? rows[index_of<C>(j) * kQuads<C> + block]
-                                      : make_float4(0, 0, 0, 0);
+    for (int j = 0; j < kFirst; ++j)
+      in[j] = kAll || index_of<C>(j) < pixels ? rows[index_of<C>(j) * kQuads<C> + block]
+                                              : make_float4(0, 0, 0, 0);
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
       const float4 w = shares[(4 * block + k) * kQuads<C> + quad];
 #pragma unroll
-      for (int j = 0; j < kPixels; ++j) {
+      for (int j = 0; j < kFirst; ++j) {
         const float v = k == 0 ? in[j].x : k == 1 ? in[j].y : k == 2 ? in[j].z : in[j].w;
         values[j][0] += v * w.x;
         values[j][1] += v * w.y;
@@ -129,30 +182,45 @@ __device__ __forceinline__ void product(const Tile& tile, const float* between,
   }
 }
 
+// Likewise of those that the tile has. kFewer: without work for those that smaller tiles lack.
+template <int C, bool kFewer>
+__device__ __forceinline__ void product(const Tile& tile, const float* between,
+                                        const float* weights, float (&values)[kPixels][4]) {
+  const int pixels = pixels_of(tile);
+  if (!kFewer)
+    product_of<C, kPixels, false>(pixels, between, weights, values);
+  else if (pixels == kTilePixels<C>)
+    product_of<C, kPixels, true>(pixels, between, weights, values);
+  else if (2 * pixels == kTilePixels<C>)
+    product_of<C, kPixels / 2, true>(pixels, between, weights, values);
+  else if (index_of<C>(0) < pixels)
+    product_of<C, 1, true>(pixels, between, weights, values);
+}
+
 // By 16 bytes; compilers take plain assignments apart.
 __device__ inline void store(float* to, float4 v) { __stwb(reinterpret_cast<float4*>(to), v); }
 
 // A row's z of one tile: from what its product or pool reads in shared memory.
 template <int C, bool kSecond>
-__device__ __forceinline__ void finish_row(const Convolve& call, const Room<C>& room,
-                                           const Tile& tile, const Input& input, const int64_t* row,
-                                           const float* weights, int64_t first, int64_t last,
-                                           float (&values)[kPixels][4], bool (&live)[kPixels]) {
+__device__ __forceinline__ void finish_row(const Nodes& call, const Room<C>& room, const Tile& tile,
+                                           const int64_t* row, float (&values)[kPixels][4],
+                                           bool (&live)[kPixels]) {
   const int c = threadIdx.x % kQuads<C> * 4;
   const bool pools = !kSecond && (row[kKind] == kMaximum || row[kKind] == kAverage);
   const bool own = pools || c < row[kCout];
 #pragma unroll
   for (int j = 0; j < kPixels; ++j)
     for (int i = 0; i < 4; ++i) values[j][i] = 0;
-  if (!pools && own) product<C>(tile, room.between, weights, values);
+  if (!pools && own) product<C, true>(tile, room.between, room.product, values);
 #pragma unroll
   for (int j = 0; j < kPixels; ++j) {
     const Pixel pixel = pixel_of<C>(j, tile, call.height, call.width);
-    live[j] = pixel.live && pixel.at >= first && pixel.at < last && own;
+    live[j] = pixel.live && pixel.at >= room.turn->first && pixel.at < room.turn->end && own;
     if (!live[j]) continue;
     if (pools) {
       float4 winner;
-      const float4 v = pooled<C>(room.tile, tile, input, pixel, row[kKind] == kAverage, winner);
+      const float4 v =
+          pooled<C>(room.tile, tile, input_of(row), pixel, row[kKind] == kAverage, winner);
       values[j][0] = v.x, values[j][1] = v.y, values[j][2] = v.z, values[j][3] = v.w;
       if (row[kKind] == kMaximum) store(call.z + row[kPosition] + pixel.at * C + c, winner);
     }
@@ -161,38 +229,47 @@ __device__ __forceinline__ void finish_row(const Convolve& call, const Room<C>& 
   }
 }
 
-// Mean and 1 / deviation of the norm in front of a second layer; the first chunk's program writes
-// them down.
+// Mean and 1 / deviation of the norm in front of a second layer.
 template <int C>
-__device__ void inner_norm(const Convolve& call, const int64_t* row, float* norm, double* scratch) {
+__device__ void inner_norm(const Nodes& call, const int64_t* row, float* norm) {
+  const int c = threadIdx.x;
+  if (c >= C) return;
+  const float* statistics = call.statistics + row[kInner] + c;
+  norm[c] = statistics[0];
+  norm[C + c] = static_cast<float>(1 / sqrt(static_cast<double>(statistics[C]) + call.eps));
+}
+
+// The statistics of the norms behind a pack's rows, where the moments of all chunks are there. They
+// are rounded before use: backward and a second forward read what is written here. FactorizedReduce
+// has a row for each half of the channels; behind a pool there is a norm for each edge of its
+// state.
+template <int C>
+__device__ void complete(const Nodes& call, const Room<C>& room, int rows) {
   const int c = threadIdx.x % C;
-  float* statistics = call.statistics + row[kInner] + c;
-  const bool given = call.known || row[kInnerFrozen] != 0;
-  double exact_mean = 0, exact_variance = 0;
-  if (!given)
-    merge<C>(call.moments + row[kInnerMoments], gridDim.x, call.chunk_pixels, call.pixels, scratch,
-             exact_mean, exact_variance);
-  if (threadIdx.x >= C) return;
-  float mean, variance;
-  if (given) {
-    mean = statistics[0];
-    variance = statistics[C];
-  } else {
-    // Rounded before use: backward and a second forward read what is written here.
-    mean = static_cast<float>(exact_mean);
-    variance = static_cast<float>(exact_variance);
-    if (blockIdx.x == 0) {
-      statistics[0] = mean;
-      statistics[C] = variance;
+  for (int r = 0; r < rows; ++r) {
+    if (r > 0) __syncthreads();  // the row before has read what was added up for it
+    const int64_t* row = room.rows + r * kLayer;
+    const bool half = row[kKind] == kDense, own = !half || c < row[kCout];
+    const bool pools = row[kKind] == kMaximum || row[kKind] == kAverage;
+    const int64_t column = half ? row[kColumn] : 0;
+    double mean = 0, variance = 0;
+    merge<C>(call.moments + row[kMoments] + column, own, call.chunks, call.chunk_pixels,
+             call.pixels, reinterpret_cast<double*>(room.between), mean, variance);
+    while (threadIdx.x < C && own) {
+      if (row[kStatistics] >= 0 && row[kFrozen] == 0) {
+        float* to = call.statistics + row[kStatistics] + column + c;
+        to[0] = static_cast<float>(mean);
+        to[C] = static_cast<float>(variance);
+      }
+      if (!pools || row[kInner] < 0) break;
+      row = call.layers + row[kInner] * kLayer;
     }
   }
-  norm[c] = mean;
-  norm[C + c] = static_cast<float>(1 / sqrt(static_cast<double>(variance) + call.eps));
 }
 
 // The chunk's moments of all rows.
 template <int C>
-__device__ void write_moments(const Convolve& call, const Room<C>& room, int rows, int64_t count) {
+__device__ void write_moments(const Nodes& call, const Room<C>& room, int rows, int count) {
   for (int i = threadIdx.x; i < rows * C; i += kThreads) {
     const int64_t* row = room.rows + i / C * kLayer;
     const int c = i % C;
@@ -205,43 +282,40 @@ __device__ void write_moments(const Convolve& call, const Room<C>& room, int row
       squares = room.sums[2 * i + 1] - sum * (sum / pixels);
       if (squares < 0) squares = 0;  // a sum of rounded squares may be a bit too small
     }
-    double* to = call.moments + row[kMoments] + blockIdx.x * 2 * C + (half ? row[kColumn] : 0) + c;
+    double* to = call.moments + row[kMoments] + int64_t(room.turn->chunk) * 2 * C +
+                 (half ? row[kColumn] : 0) + c;
     to[0] = mean;
     to[C] = squares;
   }
 }
 
-// All rows of a pack on one tile. `count` is its number of live pixels, `fresh` whether it is the
-// chunk's first.
+// All rows of a pack on one tile.
 template <int C, bool kSecond>
-__device__ __forceinline__ void convolve_tile(const Convolve& call, const Room<C>& room,
-                                              const Tile& tile, const Input& input, int length,
-                                              int pools, int64_t first, int64_t last, int count,
-                                              bool fresh) {
-  const int size = (C + call.taps) * C;
-  load_weights<C>(call, room.rows, room.weights);
+__device__ __forceinline__ void convolve_tile(const Nodes& call, const Room<C>& room,
+                                              const Tile& tile) {
+  load_taps<C>(call, room.rows, room.spatial);
   __syncthreads();
-  for (int r = 0; r < length; ++r) {
+  for (int r = 0; r < room.turn->length; ++r) {
     const int64_t* row = room.rows + r * kLayer;
-    const float* weights = room.weights + r % 2 * size;
-    if (!kSecond && pools > 0 && r == pools) {
+    if (!kSecond && r > 0 && r == room.turn->pools) {
       rectify_tile<C>(room.tile, tile);
       __syncthreads();
     }
-    if (r + 1 < length) load_weights<C>(call, row + kLayer, room.weights + (r + 1) % 2 * size);
-    spread<C, kSecond>(room, tile, input.stride, row, weights);
+    load_product<C>(call, row, room.product);
+    spread<C, kSecond>(room, tile, row);
     __syncthreads();
+    if (r + 1 < room.turn->length) load_taps<C>(call, row + kLayer, room.spatial);
     float values[kPixels][4];
     bool live[kPixels];
-    finish_row<C, kSecond>(call, room, tile, input, row, weights, first, last, values, live);
+    finish_row<C, kSecond>(call, room, tile, row, values, live);
     float* pivots = room.pivots + r * C;
     if (!call.known) {
-      if (fresh) {
+      if (room.turn->fresh > 0) {
         add_up<C>(values, live, nullptr, room.partial);
         __syncthreads();
         if (threadIdx.x < C)
           pivots[threadIdx.x] =
-              static_cast<float>(across_warps<C>(room.partial, threadIdx.x, 0) / count);
+              static_cast<float>(across_warps<C>(room.partial, threadIdx.x, 0) / room.turn->fresh);
         __syncthreads();
       }
       add_up<C>(values, live, pivots, room.partial);
@@ -255,54 +329,53 @@ __device__ __forceinline__ void convolve_tile(const Convolve& call, const Room<C
 }
 
 template <int C, bool kSecond>
-__device__ __forceinline__ void convolve(const Convolve& call, char* shared) {
-  const Room<C> room(shared, call.taps);
-  const int64_t* pack = call.packs + blockIdx.y * kPack;
+__device__ __forceinline__ void convolve(const Nodes& call, const Room<C>& room) {
+  const int64_t* pack = call.packs + task_of(call, room)[kTaskRow] * kPack;
   const int length = static_cast<int>(pack[kPackLength]);
-  const int pools = static_cast<int>(pack[kPackPools]);
+  if (threadIdx.x == 0) {
+    room.turn->length = length;
+    room.turn->pools = static_cast<int>(pack[kPackPools]);
+  }
   for (int i = threadIdx.x; i < length * kLayer; i += kThreads)
-    room.rows[i] = call.table[pack[kPackFirst] * kLayer + i];
+    room.rows[i] = call.layers[pack[kPackFirst] * kLayer + i];
   for (int i = threadIdx.x; i < length * C * 2; i += kThreads) room.sums[i] = 0;
   __syncthreads();
   if (kSecond) {
-    inner_norm<C>(call, room.rows, room.norm, reinterpret_cast<double*>(room.between));
+    inner_norm<C>(call, room.rows, room.norm);
     __syncthreads();
   }
-  const Input input{static_cast<int>(room.rows[kHeight]), static_cast<int>(room.rows[kWidth]),
-                    static_cast<int>(room.rows[kStride])};
-  Tile tile = tile_of(call.log_width, call.log_height, call.log_images, call.halo, input.stride);
-  const int64_t size = int64_t(call.height) * call.width;
-  const int images = static_cast<int>(call.pixels / size);
-  const int64_t first = blockIdx.x * call.chunk_pixels;
-  const int64_t end = first + call.chunk_pixels;
-  const int64_t last = end < call.pixels ? end : call.pixels;
-  const float* source = call.source + room.rows[kSource];
-  bool fresh = true;
-  for (tile.image = static_cast<int>(first / size); tile.image * size < last;
+  Tile tile = tile_of(call.log_width, call.log_height, call.log_images,
+                      kSecond ? call.second_halo : call.halo, static_cast<int>(room.rows[kStride]));
+  const int size = call.height * call.width;
+  for (tile.image = room.turn->first / size; tile.image * size < room.turn->end;
        tile.image += 1 << tile.log_images)
     for (tile.top = 0; tile.top < call.height; tile.top += 1 << tile.log_height) {
-      const int64_t begin = tile.image * size + int64_t(tile.top) * call.width;
-      const bool several = tile.log_images > 0;
+      const int image = tile.image * size, begin = image + tile.top * call.width;
       const int bottom = tile.top + (1 << tile.log_height);
-      const int64_t behind =
-          several ? (tile.image + (int64_t(1) << tile.log_images)) * size
-                  : tile.image * size +
-                        int64_t(bottom < call.height ? bottom : call.height) * call.width;
-      const int64_t from = begin > first ? begin : first, to = behind < last ? behind : last;
+      const int behind = tile.log_images > 0
+                             ? image + (size << tile.log_images)
+                             : image + (bottom < call.height ? bottom : call.height) * call.width;
+      const int first = room.turn->first, end = room.turn->end;
+      const int from = begin > first ? begin : first, to = behind < end ? behind : end;
       if (from >= to) continue;
+      const float* source = (kSecond ? call.z : call.states) + room.rows[kSource];
+      const int pitch = kSecond ? C : call.pitch;
       if (kSecond)
-        load_tile<C>(room.tile, tile, input, source, call.pitch, images,
+        load_tile<C>(room.tile, tile, input_of(room.rows), source, pitch, call.images,
                      Normalized{room.norm, room.norm + C});
-      else if (pools > 0)
-        load_tile<C>(room.tile, tile, input, source, call.pitch, images, Plain{});
+      else if (room.turn->pools > 0)
+        load_tile<C>(room.tile, tile, input_of(room.rows), source, pitch, call.images, Plain{});
       else
-        load_tile<C>(room.tile, tile, input, source, call.pitch, images, Rectified{});
-      convolve_tile<C, kSecond>(call, room, tile, input, length, pools, first, last,
-                                static_cast<int>(to - from), fresh);
-      fresh = false;
+        load_tile<C>(room.tile, tile, input_of(room.rows), source, pitch, call.images, Rectified{});
+      if (threadIdx.x == 0) room.turn->fresh = from == first ? to - from : 0;
+      convolve_tile<C, kSecond>(call, room, tile);
     }
   __syncthreads();
-  if (!call.known) write_moments<C>(call, room, length, last - first);
+  if (!call.known)
+    write_moments<C>(call, room, room.turn->length, room.turn->end - room.turn->first);
+  if (!is_last(task_of(call, room), call.counters, call.chunks, &room.turn->last)) return;
+  if (!call.known) complete<C>(call, room, room.turn->length);
+  done(task_of(call, room), call.counters);
 }
 
 }  // namespace da2s_fast::cell

@@ -16,27 +16,34 @@ __device__ float across_lanes(float v) {
   return v;
 }
 
-// Write a warp's sums of values and of their products with others: (warps, C, 2).
+// Write a warp's sums of two numbers of every channel: (warps, C, 2).
 template <int C>
-__device__ void add_pairs(const float (&values)[kPixels][4], const float (&others)[kPixels][4],
-                          float* partial) {
+__device__ void add_lanes(const float (&first)[4], const float (&second)[4], float* partial) {
   const int lane = threadIdx.x % 32, c = threadIdx.x % kQuads<C> * 4;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    float sum = 0, products = 0;
-#pragma unroll
-    for (int j = 0; j < kPixels; ++j) {
-      sum += values[j][i];
-      products += values[j][i] * others[j][i];
-    }
-    sum = across_lanes<C>(sum);
-    products = across_lanes<C>(products);
+    const float one = across_lanes<C>(first[i]), other = across_lanes<C>(second[i]);
     if (lane < kQuads<C>) {
       float* to = partial + (threadIdx.x / 32 * C + c + i) * 2;
-      to[0] = sum;
-      to[1] = products;
+      to[0] = one;
+      to[1] = other;
     }
   }
+}
+
+// Likewise of values and of their products with others.
+template <int C>
+__device__ void add_pairs(const float (&values)[kPixels][4], const float (&others)[kPixels][4],
+                          float* partial) {
+  float sums[4] = {}, products[4] = {};
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+#pragma unroll
+    for (int j = 0; j < kPixels; ++j) {
+      sums[i] += values[j][i];
+      products[i] += values[j][i] * others[j][i];
+    }
+  add_lanes<C>(sums, products, partial);
 }
 
 // Likewise of differences from the pivots and of their squares.
@@ -71,18 +78,20 @@ __device__ double across_threads(double own, double* scratch) {
   return sum;
 }
 
-// Merge the partial moments (chunks, 2, C) of all chunks; the threads of a channel get the same.
+// Merge the partial moments (chunks, 2, C) of all chunks; the threads of a channel get the same. Of
+// channels that are not a thread's `own`, nothing is read.
 template <int C>
-__device__ void merge(const double* moments, int chunks, int64_t chunk_pixels, int64_t pixels,
-                      double* scratch, double& mean, double& variance) {
+__device__ void merge(const double* moments, bool own_channel, int chunks, int64_t chunk_pixels,
+                      int64_t pixels, double* scratch, double& mean, double& variance) {
   constexpr int kParts = kThreads / C;
   const int c = threadIdx.x % C, start = threadIdx.x / C;
   const auto size_of = [&](int chunk) {
-    const int64_t left = pixels - chunk * chunk_pixels;
+    const int left = pixels - chunk * chunk_pixels;
     return static_cast<double>(left < chunk_pixels ? left : chunk_pixels);
   };
   // Around the first chunk's mean, so that the sum over chunks is one of small numbers.
-  const double first = moments[c];
+  const double first = own_channel ? moments[c] : 0;
+  if (!own_channel) chunks = 0;
   double own = 0;
 #pragma unroll 4
   for (int chunk = start; chunk < chunks && chunk * chunk_pixels < pixels; chunk += kParts)

@@ -9,9 +9,14 @@ namespace da2s_fast::cell {
 
 // What a launch is given; tests/gpu/ptx/cuda.py packs the same fields.
 struct Reach {
-  const int64_t* table;   // of `Layer`, second layers; of `Group` for first ones
-  const int64_t* layers;  // of `Layer`, the groups' rows
-  const float* states;    // that first layers read
+  const int64_t* tasks;       // of `Task`
+  const int64_t* waits;       // of `Wait`, the tasks'
+  int* counters;              // of tickets, then the tasks'
+  const int64_t* candidates;  // of `Layer`, rows of the tasks
+  const int64_t* seconds;     // likewise
+  const int64_t* groups;      // of `Group`, likewise
+  const int64_t* layers;      // of `Layer`, the groups' rows
+  const float* states;
   const float* z;
   float* gradients;  // all of them
   const float* weights;
@@ -19,16 +24,18 @@ struct Reach {
   const float* p_weights;   // (edges, operations)
   const float* g_weights;   // (edges,), or none
   const float* statistics;
-  double* sums;  // of gradients, partial; those of inner norms are written
+  double* sums;  // of gradients, partial
   int64_t pixels;
   int64_t weight_count;
   double eps;
   int height;
   int width;
+  int chunks;      // of whole images
   int images;      // of a chunk
   int operations;  // columns of p
   int pitch;       // channels of a state
-  int halo;        // pixels around a tile
+  int halo;        // pixels around a tile of first layers
+  int inner_halo;  // likewise of second layers
   int taps;        // most of a depthwise convolution
   int log_width;   // extents of a tile
   int log_height;
@@ -47,7 +54,7 @@ __device__ __forceinline__ void coefficients(const Reach& call, const int64_t* r
     double gradients = 0, products = 0;
     const double* sums = call.sums + row[kSums] + c;
 #pragma unroll 4
-    for (unsigned chunk = threadIdx.x / C; chunk < gridDim.x; chunk += kParts) {
+    for (int chunk = threadIdx.x / C; chunk < call.chunks; chunk += kParts) {
       gradients += sums[chunk * 2 * C];
       products += sums[(chunk * 2 + 1) * C];
     }
@@ -136,6 +143,7 @@ __device__ __forceinline__ void add_products(const float* dz, const float* betwe
                                              float (&sums)[4][4]) {
   constexpr int kParts = kQuads<C> * kQuads<C>;
   const int out = threadIdx.x % kParts / kQuads<C>, in = threadIdx.x % kQuads<C>;
+#pragma unroll 2
   for (int p = threadIdx.x / kParts; p < pixels; p += kThreads / kParts) {
     const float4 g = reinterpret_cast<const float4*>(dz)[p * kQuads<C> + out];
     const float4 v = reinterpret_cast<const float4*>(between)[p * kQuads<C> + in];
@@ -209,10 +217,10 @@ __device__ __forceinline__ void write_taps(const float (&sums)[kTaps], float* sh
   for (int tap = 0; tap < kTaps; ++tap) shared[tap * kThreads + threadIdx.x] = sums[tap];
   __syncthreads();
   for (int i = threadIdx.x; i < kTaps * C; i += kThreads) {
-    const int c = i / kTaps, tap = i % kTaps;
+    const int tap = i / C, c = i % C;
     float sum = 0;
     for (int part = 0; part < kThreads; part += C) sum += shared[tap * kThreads + part + c];
-    to[i] = sum;
+    to[c * kTaps + tap] = sum;
   }
   __syncthreads();
 }

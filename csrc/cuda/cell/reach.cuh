@@ -1,7 +1,7 @@
 // Through second layers of separable convolutions and ReLU to their inner norm, as `reach_inner` of
 // kernels/cell/reach.py has it.
 //
-// Grid (chunks of whole images, rows). A program goes over its images twice, tile by tile. First
+// A program has a row and a chunk of whole images, and goes over these twice, tile by tile. First
 // from the gradient behind the norm through the product: the result is what the convolution hands
 // back, and goes to a room in global memory; next to it the layer's input, in shared memory with
 // its halo, gives the depthwise output again, and with them the gradients of all weights, which
@@ -15,12 +15,29 @@
 
 namespace da2s_fast::cell {
 
-// Shared memory of a program. What is behind `dz` also holds the threads' parts of gradients of
-// weights while they are added up.
+// What a program works on, once it knows; in registers, threads would miss the room meanwhile.
+struct Program {
+  int task;
+  int chunk;
+  int first;  // image of the chunk
+  int end;    // of its images
+};
+
+__device__ inline void begin(const Reach& call, int task, int chunk, Program* program) {
+  const int images = static_cast<int>(call.pixels / (int64_t(call.height) * call.width));
+  const int first = chunk * call.images, end = first + call.images;
+  *program = {task, chunk, first < images ? first : images, end < images ? end : images};
+}
+
+// Shared memory of a program. What is behind `dz` also holds the tiles of a pool's gradients, and
+// the threads' parts of gradients of weights while they are added up: 16 numbers of a thread, or as
+// many as taps. The rooms of a small tile may be less than that; what a program is given is not.
 template <int C>
 struct ReachRoom {
-  double* sums;         // (2, C) of the chunk
-  int64_t* row;         // of the table
+  double* sums;    // (2, C) of the chunk
+  int64_t* row;    // of the table
+  int64_t* group;  // likewise
+  Program* program;
   float* coefficients;  // (4, C)
   float* norm;          // (2, C)
   float* partial;       // (warps, C, 2)
@@ -31,26 +48,38 @@ struct ReachRoom {
   float* between;       // likewise
   float* tile;
 
-  __device__ ReachRoom(char* start, int taps) {
+  __device__ ReachRoom(char* start, const Reach& call) {
+    // Where two programs shall fit, registers do not suffice for addresses that are no constants.
+    const int numbers =
+        C > 16 ? C << (call.log_width + call.log_height + call.log_images) : kTilePixels<C> * C;
     Shared shared{start};
     sums = shared.take<double>(2 * C);
     row = shared.take<int64_t>(kLayer);
+    program = shared.take<Program>(1);
+    group = shared.take<int64_t>(kGroup + 1);  // what follows is read by 16 bytes
     coefficients = shared.take<float>(4 * C);
     norm = shared.take<float>(2 * C);
     partial = shared.take<float>(kWarps * C * 2);
     product = shared.take<float>(C * C);
-    spatial = shared.take<float>(taps * C);
-    dz = shared.take<float>(kTilePixels<C> * C);
-    total = shared.take<float>(kTilePixels<C> * C);
-    between = shared.take<float>(kTilePixels<C> * C);
+    spatial = shared.take<float>(call.taps * C);
+    dz = shared.take<float>(numbers);
+    total = shared.take<float>(numbers);
+    between = shared.take<float>(numbers);
     tile = shared.take<float>(0);
   }
 };
 
+// What the layer before needed may go; the row is there behind a barrier.
+template <int C>
+__device__ void load_row(const ReachRoom<C>& room, const int64_t* row) {
+  for (int i = threadIdx.x; i < kLayer; i += kThreads) room.row[i] = row[i];
+  __syncthreads();
+}
+
 // Call `work(tile)` for every tile of a chunk of whole images.
 template <class Work>
-__device__ void for_tiles(Tile tile, int height, int first_image, int end_image, Work work) {
-  for (tile.image = first_image; tile.image < end_image; tile.image += 1 << tile.log_images)
+__device__ void for_tiles(Tile tile, int height, const Program& program, Work work) {
+  for (tile.image = program.first; tile.image < program.end; tile.image += 1 << tile.log_images)
     for (tile.top = 0; tile.top < height; tile.top += 1 << tile.log_height) work(tile);
 }
 
@@ -62,8 +91,8 @@ __device__ void load_spatial(const Reach& call, const ReachRoom<C>& room, bool t
   const float* from = call.weights + room.row[kSpatial];
 #pragma unroll 1
   for (int i = threadIdx.x; i < taps * C; i += kThreads) {
-    const int tap = i % taps;
-    room.spatial[(turned ? taps - 1 - tap : tap) * C + i / taps] = from[i];
+    const int tap = i / C, c = i % C;
+    room.spatial[(turned ? taps - 1 - tap : tap) * C + c] = from[c * taps + tap];
   }
 }
 
@@ -80,17 +109,18 @@ __device__ void load_layer(const Reach& call, const ReachRoom<C>& room) {
 // The chunk's first pass. `load_input(tile)` fills the room's tile with the layer's input.
 template <int C, int kKernelSize, int kDilation, int kStride, class LoadInput>
 __device__ __forceinline__ void pull(const Reach& call, const ReachRoom<C>& room, const Tile& start,
-                                     int first_image, int end_image, LoadInput load_input) {
+                                     LoadInput load_input) {
   const int64_t* row = room.row;
   const int padding = static_cast<int>(row[kPadding]), c = threadIdx.x % kQuads<C> * 4;
   const bool wanted = call.weight_gradients != nullptr;
   float products[4][4] = {}, taps[kKernelSize * kKernelSize] = {};
-  for_tiles(start, call.height, first_image, end_image, [&](const Tile& tile) {
+  for_tiles(start, call.height, *room.program, [&](const Tile& tile) {
     if (wanted) load_input(tile);
-    load_dz<C>(call, row, room.coefficients, tile, end_image, room.dz);
+    load_dz<C>(call, row, room.coefficients, tile, room.program->end, room.dz);
     __syncthreads();
     float values[kPixels][4] = {};
-    product<C>(tile, room.dz, room.product, values);
+    // Where two programs shall fit, registers do not suffice for more than one case.
+    product<C, (C > 16)>(tile, room.dz, room.product, values);
     float4* own = reinterpret_cast<float4*>(room.total);
 #pragma unroll
     for (int j = 0; j < kPixels; ++j)
@@ -99,7 +129,7 @@ __device__ __forceinline__ void pull(const Reach& call, const ReachRoom<C>& room
     // Positions are worked out anew: kept since `load_dz`, they would take the product's registers.
 #pragma unroll 1
     for (int j = 0; j < kPixels; ++j) {
-      const Pixel pixel = pixel_before<C>(end_image, j, tile, call);
+      const Pixel pixel = pixel_before<C>(room.program->end, j, tile, call);
       if (pixel.live) store(call.gradients + row[kReached] + pixel.at * C + c, own[quad_of(j)]);
     }
     if (wanted) {
@@ -113,7 +143,7 @@ __device__ __forceinline__ void pull(const Reach& call, const ReachRoom<C>& room
     __syncthreads();
   });
   if (!wanted) return;
-  float* to = call.weight_gradients + blockIdx.x * call.weight_count;
+  float* to = call.weight_gradients + room.program->chunk * call.weight_count;
   write_products<C>(products, room.dz, to + row[kProduct]);
   write_taps<C, kKernelSize * kKernelSize>(taps, room.dz, to + row[kSpatial]);
 }
@@ -133,20 +163,21 @@ __device__ void through_relu(const float* norm, int c, float4 z, float4 found, f
 // The chunk's second pass.
 template <int C, int kKernelSize>
 __device__ __forceinline__ void gather_inner(const Reach& call, const ReachRoom<C>& room,
-                                             const Tile& start, int first_image, int end_image) {
+                                             const Tile& start) {
   const int64_t* row = room.row;
   const Input input{call.height, call.width, 1};
   const int padding = static_cast<int>(row[kPadding]), c = threadIdx.x % kQuads<C> * 4;
   load_spatial<C>(call, room, true);
-  for_tiles(start, call.height, first_image, end_image, [&](const Tile& tile) {
-    load_tile<C>(room.tile, tile, input, call.gradients + row[kReached], C, end_image, Plain{});
+  for_tiles(start, call.height, *room.program, [&](const Tile& tile) {
+    load_tile<C>(room.tile, tile, input, call.gradients + row[kReached], C, room.program->end,
+                 Plain{});
     __syncthreads();
     depthwise<C, kKernelSize, 1, 1>(room.tile, tile, padding, room.spatial, room.between);
     __syncthreads();
     float found[kPixels][4] = {}, centred[kPixels][4] = {};
 #pragma unroll
     for (int j = 0; j < kPixels; ++j) {
-      const Pixel pixel = pixel_before<C>(end_image, j, tile, call);
+      const Pixel pixel = pixel_before<C>(room.program->end, j, tile, call);
       if (!pixel.live) continue;
       const float4 z = *reinterpret_cast<const float4*>(call.z + row[kSource] + pixel.at * C + c);
       const float4 v = reinterpret_cast<const float4*>(room.between)[quad_of(j)];
@@ -161,44 +192,29 @@ __device__ __forceinline__ void gather_inner(const Reach& call, const ReachRoom<
         room.sums[which * C + threadIdx.x] += across_warps<C>(room.partial, threadIdx.x, which);
   });
   if (threadIdx.x < C) {
-    double* to = call.sums + row[kInnerSums] + blockIdx.x * 2 * C + threadIdx.x;
+    double* to = call.sums + row[kInnerSums] + int64_t(room.program->chunk) * 2 * C + threadIdx.x;
     to[0] = room.sums[threadIdx.x];
     to[C] = room.sums[C + threadIdx.x];
   }
 }
 
-// A program's images.
-struct Images {
-  int first;
-  int end;
-};
-
-__device__ inline Images images_of(const Reach& call) {
-  const int images = static_cast<int>(call.pixels / (int64_t(call.height) * call.width));
-  const int first = static_cast<int>(blockIdx.x) * call.images, end = first + call.images;
-  return {first < images ? first : images, end < images ? end : images};
-}
-
 template <int C, int kKernelSize>
 __device__ __forceinline__ void reach_as(const Reach& call, const ReachRoom<C>& room) {
-  const Images images = images_of(call);
-  const Tile tile = tile_of(call.log_width, call.log_height, call.log_images, call.halo, 1);
+  const Tile tile = tile_of(call.log_width, call.log_height, call.log_images, call.inner_halo, 1);
   const Input input{call.height, call.width, 1};
-  pull<C, kKernelSize, 1, 1>(call, room, tile, images.first, images.end, [&](const Tile& at) {
-    load_tile<C>(room.tile, at, input, call.z + room.row[kSource], C, images.end,
+  pull<C, kKernelSize, 1, 1>(call, room, tile, [&](const Tile& at) {
+    load_tile<C>(room.tile, at, input, call.z + room.row[kSource], C, room.program->end,
                  Normalized{room.norm, room.norm + C});
   });
-  gather_inner<C, kKernelSize>(call, room, tile, images.first, images.end);
+  gather_inner<C, kKernelSize>(call, room, tile);
 }
 
 // kMost: the largest kernel among the rows; those of 7x7 take the registers of two programs.
 template <int C, int kMost>
-__device__ __forceinline__ void reach_inner(const Reach& call, char* shared) {
-  const ReachRoom<C> room(shared, call.taps);
-  for (int i = threadIdx.x; i < kLayer; i += kThreads)
-    room.row[i] = call.table[blockIdx.y * kLayer + i];
+__device__ __forceinline__ void reach_inner(const Reach& call, const ReachRoom<C>& room,
+                                            const int64_t* row) {
   for (int i = threadIdx.x; i < 2 * C; i += kThreads) room.sums[i] = 0;
-  __syncthreads();
+  load_row<C>(room, row);
   load_layer<C>(call, room);
   if (threadIdx.x < C) {
     const float* inner = call.statistics + room.row[kInner] + threadIdx.x;

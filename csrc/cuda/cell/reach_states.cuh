@@ -2,10 +2,10 @@
 // states before a node, as `reach_states` of kernels/cell/reach.py has it; dense convolutions, and
 // at stride 2 what goes past the candidates, are Triton's.
 //
-// Grid (chunks of whole images, groups of rows that read one state). A program takes the layers of
-// its group one after the other through the passes of reach.cuh, all else through collect.cuh, and
+// A program has a group of rows that read one state, and a chunk of whole images. It takes the
+// layers one after the other through the passes of reach.cuh, all else through collect.cuh, and
 // adds what each hands the state to the state's gradient in global memory, which nobody else
-// touches in these images.
+// touches meanwhile in these images.
 #pragma once
 
 #include "collect.cuh"
@@ -26,21 +26,21 @@ __device__ __forceinline__ void add_behind_relu(const Reach& call, const int64_t
 // The chunk's second pass at stride 1: a depthwise convolution with the kernel turned around.
 template <int C, int kKernelSize, int kDilation>
 __device__ __forceinline__ void gather_state(const Reach& call, const ReachRoom<C>& room,
-                                             const int64_t* group, const Tile& start,
-                                             const Images& images) {
+                                             const int64_t* group, const Tile& start) {
   const int64_t* row = room.row;
   const Input input{call.height, call.width, 1};
   const int64_t source = row[kSource];
   const int padding = static_cast<int>(row[kPadding]), c = threadIdx.x % kQuads<C> * 4;
   load_spatial<C>(call, room, true);
-  for_tiles(start, call.height, images.first, images.end, [&](const Tile& tile) {
-    load_tile<C>(room.tile, tile, input, call.gradients + row[kReached], C, images.end, Plain{});
+  for_tiles(start, call.height, *room.program, [&](const Tile& tile) {
+    load_tile<C>(room.tile, tile, input, call.gradients + row[kReached], C, room.program->end,
+                 Plain{});
     __syncthreads();
     depthwise<C, kKernelSize, kDilation, 1>(room.tile, tile, padding, room.spatial, room.between);
     __syncthreads();
 #pragma unroll
     for (int j = 0; j < kPixels; ++j) {
-      const Pixel pixel = pixel_before<C>(images.end, j, tile, call);
+      const Pixel pixel = pixel_before<C>(room.program->end, j, tile, call);
       if (!pixel.live) continue;
       const float4 v = reinterpret_cast<const float4*>(room.between)[quad_of(j)];
       add_behind_relu(call, group, source, pixel.at, c, v);
@@ -51,15 +51,15 @@ __device__ __forceinline__ void gather_state(const Reach& call, const ReachRoom<
 // Likewise at stride 2: pixels of the input collect from the outputs whose windows hold them.
 template <int C>
 __device__ __forceinline__ void gather_strided(const Reach& call, const ReachRoom<C>& room,
-                                               const int64_t* group, const Tile& start,
-                                               const Images& images) {
+                                               const int64_t* group, const Tile& start) {
   const int64_t *row = room.row, source = row[kSource];
   const Input input{call.height, call.width, 1};
   const int padding = static_cast<int>(row[kPadding]), c = threadIdx.x % kQuads<C> * 4;
   const int kernel = static_cast<int>(row[kKernel]), dilation = static_cast<int>(row[kDilation]);
   const int in_height = static_cast<int>(row[kHeight]), in_width = static_cast<int>(row[kWidth]);
-  for_tiles(start, call.height, images.first, images.end, [&](const Tile& tile) {
-    load_tile<C>(room.tile, tile, input, call.gradients + row[kReached], C, images.end, Plain{});
+  for_tiles(start, call.height, *room.program, [&](const Tile& tile) {
+    load_tile<C>(room.tile, tile, input, call.gradients + row[kReached], C, room.program->end,
+                 Plain{});
     __syncthreads();
     const auto gather = [&](int image, int y, int x) {
       float4 sum = make_float4(0, 0, 0, 0);
@@ -81,7 +81,7 @@ __device__ __forceinline__ void gather_strided(const Reach& call, const ReachRoo
       const int64_t pixel = (int64_t(tile.image + image) * in_height + y) * in_width + x;
       add_behind_relu(call, group, source, pixel, c, sum);
     };
-    for_input_pixels<C>(tile, 2, in_height, in_width, images.end, gather);
+    for_input_pixels<C>(tile, 2, in_height, in_width, room.program->end, gather);
     // The next tile comes.
     __syncthreads();
   });
@@ -90,20 +90,16 @@ __device__ __forceinline__ void gather_strided(const Reach& call, const ReachRoo
 template <int C, int kKernelSize, int kDilation, int kStride>
 __device__ __forceinline__ void reach_state_as(const Reach& call, const ReachRoom<C>& room,
                                                const int64_t* group) {
-  const Images images = images_of(call);
-  const Input input{static_cast<int>(room.row[kHeight]), static_cast<int>(room.row[kWidth]),
-                    kStride};
   const Tile wide = tile_of(call.log_width, call.log_height, call.log_images, call.halo, kStride);
-  pull<C, kKernelSize, kDilation, kStride>(
-      call, room, wide, images.first, images.end, [&](const Tile& at) {
-        load_tile<C>(room.tile, at, input, call.states + room.row[kSource], call.pitch, images.end,
-                     Rectified{});
-      });
+  pull<C, kKernelSize, kDilation, kStride>(call, room, wide, [&](const Tile& at) {
+    load_tile<C>(room.tile, at, input_of(room.row), call.states + room.row[kSource], call.pitch,
+                 room.program->end, Rectified{});
+  });
   const Tile tile = tile_of(call.log_width, call.log_height, call.log_images, call.halo, 1);
   if (kStride == 1)
-    gather_state<C, kKernelSize, kDilation>(call, room, group, tile, images);
+    gather_state<C, kKernelSize, kDilation>(call, room, group, tile);
   else
-    gather_strided<C>(call, room, group, tile, images);
+    gather_strided<C>(call, room, group, tile);
 }
 
 template <int C, int kStride, int kMost>
@@ -122,14 +118,14 @@ __device__ __forceinline__ void reach_state(const Reach& call, const ReachRoom<C
 
 // kMost: as for `reach_inner`.
 template <int C, int kMost>
-__device__ __forceinline__ void reach_states(const Reach& call, char* shared) {
-  const ReachRoom<C> room(shared, call.taps);
-  const int64_t* group = call.table + blockIdx.y * kGroup;
-  for (int64_t layer = 0; layer < group[kGroupLength]; ++layer) {
+__device__ __forceinline__ void reach_states(const Reach& call, const ReachRoom<C>& room,
+                                             const int64_t* from) {
+  const int64_t* group = room.group;
+  if (threadIdx.x < kGroup) room.group[threadIdx.x] = from[threadIdx.x];
+  __syncthreads();
+  for (int layer = 0; layer < group[kGroupLength]; ++layer) {
     // The layer before reads nothing of its row behind its last barrier.
-    for (int i = threadIdx.x; i < kLayer; i += kThreads)
-      room.row[i] = call.layers[(group[kGroupFirst] + layer) * kLayer + i];
-    __syncthreads();
+    load_row<C>(room, call.layers + (group[kGroupFirst] + layer) * kLayer);
     if (room.row[kKind] != kSeparable) {
       collect<C>(call, room, group);
       continue;

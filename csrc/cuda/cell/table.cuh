@@ -49,9 +49,30 @@ enum : int {
   kGroup
 };  // clang-format skip
 
+// Columns of a `Task`: what a program for each chunk does, what it waits for and what it counts up.
+enum : int { kTaskWork, kTaskRow, kTaskFirst, kTaskLength, kTaskCounter, kTaskArrivals, kTask };
+enum : int { kWorkFirst, kWorkSecond, kWorkMix, kWorkSums, kWorkInner, kWorkStates };
+
+// Columns of a `Wait`: until a counter is that high.
+enum : int { kWaitCounter, kWaitCount, kWait };
+
 // Columns of a `Pack`: consecutive layers with one source and stride, pools first.
 enum : int { kPackFirst, kPackLength, kPackPools, kPack };
 
-constexpr int kMostRows = 8;
+// Columns of a `Mix`: a part of every chunk of a node, and the candidates and bypasses it sums.
+enum : int {
+  kMixFirst,
+  kMixCandidates,
+  kMixRows,
+  kMixState,
+  kMixColumn,
+  kMixPart,
+  kMixParts,
+  kMix
+};
+
+// Of a pack: with more channels, each row's sums would take more room from the tile.
+template <int C>
+constexpr int kMostRows = C > 24 ? 192 / C : 8;
 
 }  // namespace da2s_fast::cell

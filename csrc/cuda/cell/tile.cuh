@@ -7,7 +7,7 @@
 // memory.
 #pragma once
 
-#include <cstdint>
+#include "table.cuh"
 
 namespace da2s_fast::cell {
 
@@ -39,6 +39,12 @@ struct Input {
   int width;
   int stride;
 };
+
+// What a row of the table says of its input.
+__device__ inline Input input_of(const int64_t* row) {
+  return {static_cast<int>(row[kHeight]), static_cast<int>(row[kWidth]),
+          static_cast<int>(row[kStride])};
+}
 
 struct Tile {
   int log_width;

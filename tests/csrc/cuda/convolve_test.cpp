@@ -1,21 +1,21 @@
-// The cell's `convolve` of csrc/cuda against plain loops, its threads in shuffled orders.
+// The cell's layers and pools of csrc/cuda against plain loops, its threads in shuffled orders.
 // clang-format off
 #include "shim.h"
 // clang-format on
 
-#include "cuda/cell/convolve.cuh"
-
+#include <algorithm>
+#include <cmath>
 #include <string>
-#include <utility>
+#include <vector>
 
-#include "../buffers.h"
-#include "../check.h"
 #include "missing.h"
+#include "nodes_call.h"
 
 namespace da2s_fast::test {
 namespace {
 
-using cell::Convolve;
+// What is behind an operation: a norm, one whose statistics are given, or none.
+enum class Norm { own, frozen, none };
 
 struct Operation {
   int kind;
@@ -23,108 +23,106 @@ struct Operation {
   int dilation;
   int padding;
   int column = 0;
+  Norm norm = Norm::own;
 };
 
-constexpr double kEps = 1e-3;
 constexpr int kMore = 4;  // channels of the input that no candidate sees
 
-// A launch of one pack; every tensor is exactly as long as it must be.
+// A pack of operations. Behind their z there are the positions of maxima and the input of second
+// layers; behind their norms two more for each of them, and the one in front of second layers.
 template <int C, bool kSecond>
-struct Launch {
-  Launch(std::vector<Operation> operations, int images, int height, int width, int stride,
-         int64_t chunk_pixels, int log_height, int log_images)
-      : operations(std::move(operations)),
-        in_height(height),
-        in_width(width),
-        stride(stride),
-        height((height + stride - 1) / stride),
-        width((width + stride - 1) / stride),
-        pixels(int64_t{images} * this->height * this->width),
-        pitch(C + (kSecond ? 0 : kMore)),
-        chunks((pixels + chunk_pixels - 1) / chunk_pixels),
-        rows(this->operations.size()),
-        source(int64_t{images} * height * width * pitch, numbers),
-        weights(rows * (C + 49) * C, numbers),
-        z((rows + 1) * pixels * C),
-        statistics(2 * C),
-        moments((rows + 1) * chunks * 2 * C) {
-    int halo = 0, taps = 0, log_width = 3, pools = 0;
-    while (1 << log_width < this->width) ++log_width;
+struct Layers : NodesCall {
+  // centre: of the input.
+  Layers(const std::vector<Operation>& operations, const PixelChunks& extents, double centre = 0)
+      : NodesCall(C, extents,
+                  {.states = kSecond ? 0 : extents.in_pixels() * (C + kMore),
+                   .z = int64_t(operations.size() + 1) * extents.pixels() * C +
+                        (kSecond ? extents.in_pixels() * C : 0),
+                   .weights = int64_t(operations.size()) * (C + 49) * C,
+                   .norms = 3 * int64_t(operations.size()) + 1,
+                   .moments = int64_t(operations.size())}),
+        operations(operations),
+        rows(operations.size()) {
+    pitch = kSecond ? C : C + kMore;
+    int64_t pools = 0;
     for (int64_t r = 0; r < rows; ++r) {
-      const Operation& own = this->operations[r];
-      const bool pool = own.kind == cell::kMaximum || own.kind == cell::kAverage;
-      halo = std::max(halo, std::abs(own.padding));
-      if (own.kind == cell::kSeparable) taps = std::max(taps, own.kernel * own.kernel);
-      pools += pool;
-      std::vector<int64_t> row(cell::kLayer, -1);
-      row[cell::kKind] = own.kind, row[cell::kSource] = 0;
-      row[cell::kHeight] = height, row[cell::kWidth] = width, row[cell::kStride] = stride;
-      row[cell::kKernel] = own.kernel, row[cell::kDilation] = own.dilation;
-      row[cell::kPadding] = own.padding;
-      row[cell::kCout] = own.kind == cell::kDense ? C / 2 : C, row[cell::kColumn] = own.column;
-      row[cell::kSpatial] = r * (C + 49) * C, row[cell::kProduct] = row[cell::kSpatial] + 49 * C;
-      // The halves of FactorizedReduce share their z.
-      const int64_t place = own.column > 0 ? r - 1 : r;
-      row[cell::kZ] = place * pixels * C, row[cell::kMoments] = place * chunks * 2 * C;
-      row[cell::kPosition] = rows * pixels * C;
-      row[cell::kInner] = 0, row[cell::kInnerMoments] = rows * chunks * 2 * C;
-      row[cell::kInnerFrozen] = 0;
-      table.insert(table.end(), row.begin(), row.end());
+      pools += is_pool(r);
+      layers.push_back(row_for(r));
     }
-    pack = {0, rows, pools};
-    for (int64_t i = rows * chunks * 2 * C; i < moments.size(); ++i)
-      moments[i] = i / C % 2 == 0 ? numbers.next() : 50 + numbers.next();
-    call = {table.data(),
-            pack.data(),
-            source.data(),
-            z.data(),
-            weights.data(),
-            moments.data(),
-            statistics.data(),
-            pixels,
-            chunk_pixels,
-            kEps,
-            this->height,
-            this->width,
-            pitch,
-            0,
-            halo,
-            taps,
-            log_width,
-            log_height,
-            log_images};
-    const cell::Tile tile = cell::tile_of(log_width, log_height, log_images, halo, stride);
-    bytes = 8 * cell::kMostRows * (2 * C + cell::kLayer) +
-            4 * (C * (2 + cell::kMostRows + 2 * cell::kWarps) + cell::kTilePixels<C> * C +
-                 2 * (C + taps) * C + (tile.rows << log_images) * tile.columns * C);
+    packs = {{0, rows, pools}};
+    for (int64_t r = 0; r < rows; ++r)
+      if (is_pool(r)) link(r);
+    Buffer<float>& input = kSecond ? z : states;
+    for (int64_t i = kSecond ? source() : 0; i < input.size(); ++i)
+      input[i] += static_cast<float>(centre);
+    if (kSecond)
+      for (int c = 0; c < C; ++c) statistics[inner() + c] += static_cast<float>(centre);
+    given.assign(statistics.data(), statistics.data() + statistics.size());
   }
 
-  Launch& run(unsigned seed, int64_t fewer_bytes = 0) {
-    shim::launch({static_cast<unsigned>(chunks), 1, 1}, cell::kThreads, bytes - fewer_bytes, seed,
-                 [&](char* shared) { cell::convolve<C, kSecond>(call, shared); });
+  bool is_pool(int64_t r) const {
+    return operations[r].kind == cell::kMaximum || operations[r].kind == cell::kAverage;
+  }
+  // Where the input of second layers is among z, and the norm in front of them.
+  int64_t source() const { return (rows + 1) * pixels * C; }
+  int64_t inner() const { return 3 * rows * 2 * C; }
+
+  Row row_for(int64_t r) const {
+    const Operation& own = operations[r];
+    Row row = row_of(own.kind);
+    row[cell::kSource] = kSecond ? source() : 0;
+    row[cell::kHeight] = extents.in_height, row[cell::kWidth] = extents.in_width;
+    row[cell::kStride] = extents.stride, row[cell::kKernel] = own.kernel;
+    row[cell::kDilation] = own.dilation, row[cell::kPadding] = own.padding;
+    row[cell::kCout] = own.kind == cell::kDense ? C / 2 : C, row[cell::kColumn] = own.column;
+    row[cell::kSpatial] = r * (C + 49) * C, row[cell::kProduct] = row[cell::kSpatial] + 49 * C;
+    // The halves of FactorizedReduce share their z and their norm.
+    const int64_t place = own.column > 0 ? r - 1 : r;
+    row[cell::kZ] = place * pixels * C, row[cell::kMoments] = place * chunks * 2 * C;
+    row[cell::kPosition] = rows * pixels * C;
+    row[cell::kStatistics] = own.norm == Norm::none ? -1 : place * 2 * C;
+    row[cell::kFrozen] = own.norm == Norm::frozen;
+    if (kSecond) row[cell::kInner] = inner();
+    return row;
+  }
+
+  // Two more norms behind a pool, as other edges of its state have them, one of them frozen.
+  void link(int64_t r) {
+    for (int64_t which = 0; which < 2; ++which) {
+      Row row = layers[r];
+      row[cell::kStatistics] = (rows + 2 * r + which) * 2 * C;
+      row[cell::kFrozen] = which == r % 2, row[cell::kInner] = -1;
+      Row& before = which == 0 ? layers[r] : layers.back();
+      before[cell::kInner] = layers.size();
+      layers.push_back(row);
+    }
+  }
+
+  Layers& run(unsigned seed) {
+    NodesCall::run<C>(seed, {{kSecond ? cell::kWorkSecond : cell::kWorkFirst}});
     return *this;
   }
 
   // What a layer reads: behind ReLU and, in second layers, behind the norm.
   double input(int64_t image, int y, int x, int c, bool pool) const {
-    double v = source[((image * in_height + y) * in_width + x) * pitch + c];
-    if (kSecond) {
-      const double off = v - statistics[c];
-      v = off / std::sqrt(statistics[C + c] + kEps);
-    }
+    const int64_t at = (image * extents.in_height + y) * extents.in_width + x;
+    double v = kSecond ? z[source() + at * C + c] : states[at * pitch + c];
+    if (kSecond) v = (v - given[inner() + c]) / std::sqrt(given[inner() + C + c] + kEps);
     return pool || v > 0 ? v : 0;
   }
-  bool inside(int y, int x) const { return y >= 0 && y < in_height && x >= 0 && x < in_width; }
+  bool inside(int y, int x) const {
+    return y >= 0 && y < extents.in_height && x >= 0 && x < extents.in_width;
+  }
 
   Sum layer(int64_t r, int64_t image, int y, int x, int out) const {
     const Operation& own = operations[r];
-    const float* spatial = weights.data() + table[r * cell::kLayer + cell::kSpatial];
-    const float* product = weights.data() + table[r * cell::kLayer + cell::kProduct];
+    const float* spatial = weights.data() + layers[r][cell::kSpatial];
+    const float* product = weights.data() + layers[r][cell::kProduct];
     Sum sum;
     for (int c = 0; c < C; ++c)
       for (int tap = 0; tap < own.kernel * own.kernel; ++tap) {
-        const int from_y = y * stride - own.padding + tap / own.kernel * own.dilation;
-        const int from_x = x * stride - own.padding + tap % own.kernel * own.dilation;
+        const int from_y = y * extents.stride - own.padding + tap / own.kernel * own.dilation;
+        const int from_x = x * extents.stride - own.padding + tap % own.kernel * own.dilation;
         if (!inside(from_y, from_x)) continue;
         const double w = own.kind == cell::kDense ? 1 : spatial[c * own.kernel * own.kernel + tap];
         sum.add(input(image, from_y, from_x, c, false) * w * product[out * C + c]);
@@ -137,7 +135,8 @@ struct Launch {
     double best = 0, total = 0;
     int count = 0;
     for (int tap = 0; tap < 9; ++tap) {
-      const int from_y = y * stride - 1 + tap / 3, from_x = x * stride - 1 + tap % 3;
+      const int from_y = y * extents.stride - 1 + tap / 3,
+                from_x = x * extents.stride - 1 + tap % 3;
       if (!inside(from_y, from_x)) continue;
       const double v = input(image, from_y, from_x, c, true);
       if (count++ == 0 || v > best) best = v, winner = tap;
@@ -150,58 +149,70 @@ struct Launch {
 
   void check() const {
     const int64_t size = int64_t{height} * width;
+    std::vector<float> expected = given;
     for (int64_t r = 0; r < rows; ++r) {
       const Operation& own = operations[r];
-      const int64_t* row = table.data() + r * cell::kLayer;
-      const bool pool = own.kind == cell::kMaximum || own.kind == cell::kAverage;
+      const Row& row = layers[r];
       for (int out = 0; out < row[cell::kCout]; ++out) {
         const int c = out + own.column;
         for (int64_t p = 0; p < pixels; ++p) {
           const int y = static_cast<int>(p % size / width), x = static_cast<int>(p % width);
           int winner = -1;
-          const Sum expected =
-              pool ? pooled(r, p / size, y, x, c, winner) : layer(r, p / size, y, x, out);
-          DA2S_CHECK_CLOSE(float, z[row[cell::kZ] + p * C + c], expected);
+          const Sum sum =
+              is_pool(r) ? pooled(r, p / size, y, x, c, winner) : layer(r, p / size, y, x, out);
+          DA2S_CHECK_CLOSE(float, z[row[cell::kZ] + p * C + c], sum);
           if (own.kind == cell::kMaximum) DA2S_CHECK(z[row[cell::kPosition] + p * C + c] == winner);
         }
-        check_moments(row, c);
+        if (known) continue;
+        for (int chunk = 0; chunk < chunks; ++chunk) check_moments(row, c, chunk);
+        check_statistics(row, c, expected);
       }
+    }
+    // Of norms with given statistics, and of those that are nobody's, everything is as it was.
+    for (int64_t i = 0; i < statistics.size(); ++i) DA2S_CHECK(statistics[i] == expected[i]);
+  }
+
+  // Mean and sum of squared differences of a channel's z from one pixel to another.
+  void sums_of(const Row& row, int c, int64_t first, int64_t end, Sum& mean, Sum& squares) const {
+    const float* own = z.data() + row[cell::kZ] + c;
+    for (int64_t p = first; p < end; ++p) mean.add(own[p * C] / double(end - first));
+    for (int64_t p = first; p < end; ++p) {
+      const double off = own[p * C] - mean.value;
+      squares.add(off * off);
     }
   }
 
-  void check_moments(const int64_t* row, int c) const {
-    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-      const int64_t first = chunk * call.chunk_pixels;
-      const int64_t last = std::min(first + call.chunk_pixels, pixels);
-      const double* found = moments.data() + row[cell::kMoments] + chunk * 2 * C + c;
-      Sum sum, squares;
-      for (int64_t p = first; p < last; ++p) sum.add(z[row[cell::kZ] + p * C + c] / (last - first));
-      for (int64_t p = first; p < last; ++p) {
-        const double off = z[row[cell::kZ] + p * C + c] - sum.value;
-        squares.add(off * off);
-      }
-      DA2S_CHECK_CLOSE(float, found[0], sum);
-      DA2S_CHECK_CLOSE(float, found[C], squares);
-    }
+  void check_moments(const Row& row, int c, int chunk) const {
+    const int64_t first = std::min(pixels, int64_t{chunk} * extents.chunk_pixels);
+    const int64_t end = std::min(pixels, first + extents.chunk_pixels);
+    const double* found = moments.data() + row[cell::kMoments] + chunk * 2 * C + c;
+    Sum mean, squares;
+    sums_of(row, c, first, end, mean, squares);
+    DA2S_CHECK_CLOSE(float, found[0], mean);
+    DA2S_CHECK_CLOSE(float, found[C], squares);
   }
 
-  // Bits that say whether anything is other than it was.
-  std::string written() const {
-    std::string bits(reinterpret_cast<const char*>(z.data()), z.size() * sizeof(float));
-    bits.append(reinterpret_cast<const char*>(moments.data()), moments.size() * sizeof(double));
-    return bits.append(reinterpret_cast<const char*>(statistics.data()), 2 * C * sizeof(float));
+  // The norms behind a row are complete; what is found there is expected.
+  void check_statistics(Row row, int c, std::vector<float>& expected) const {
+    Sum mean, squares, variance;
+    sums_of(row, c, 0, pixels, mean, squares);
+    variance.add(squares.value / pixels);
+    const bool pool = row[cell::kKind] == cell::kMaximum || row[cell::kKind] == cell::kAverage;
+    while (true) {
+      const int64_t at = row[cell::kStatistics] + c;
+      if (row[cell::kStatistics] >= 0 && row[cell::kFrozen] == 0) {
+        DA2S_CHECK_CLOSE(float, statistics[at], mean);
+        DA2S_CHECK_CLOSE(float, statistics[at + C], variance);
+        expected[at] = statistics[at], expected[at + C] = statistics[at + C];
+      }
+      if (!pool || row[cell::kInner] < 0) return;
+      row = layers[row[cell::kInner]];
+    }
   }
 
   std::vector<Operation> operations;
-  int in_height, in_width, stride, height, width;
-  int64_t pixels;
-  int pitch;
-  int64_t chunks, rows, bytes;
-  Numbers numbers;
-  Buffer<float> source, weights, z, statistics;
-  Buffer<double> moments;
-  std::vector<int64_t> table, pack;
-  Convolve call;
+  int64_t rows;
+  std::vector<float> given;  // statistics
 };
 
 const std::vector<Operation> kPools{{cell::kMaximum, 3, 1, 1}, {cell::kAverage, 3, 1, 1}};
@@ -214,7 +225,7 @@ std::vector<Operation> with_pools() {
 }
 
 DA2S_TEST(cuda_layers_and_pools_of_several_images) {
-  if (shim::wanted()) Launch<8, false>(with_pools(), 3, 5, 7, 1, 40, 3, 2).run(1).check();
+  if (shim::wanted()) Layers<8, false>(with_pools(), {1, 3, 5, 7, 40, 3, 2}).run(1).check();
 }
 
 DA2S_TEST(cuda_reductions) {
@@ -222,23 +233,56 @@ DA2S_TEST(cuda_reductions) {
   std::vector<Operation> all = with_pools();
   all.push_back({cell::kDense, 1, 1, 0, 0});
   all.push_back({cell::kDense, 1, 1, -1, 8});
-  Launch<16, false>(all, 1, 11, 13, 2, 25, 2, 0).run(2).check();
+  Layers<16, false>(all, {2, 1, 11, 13, 25, 2, 0}).run(2).check();
 }
 
 DA2S_TEST(cuda_second_layers) {
   if (!shim::wanted()) return;
-  Launch<4, true>({{cell::kSeparable, 5, 1, 2}}, 2, 9, 6, 1, 54, 4, 1).run(3).check();
+  Layers<4, true>({{cell::kSeparable, 5, 1, 2}}, {1, 2, 9, 6, 54, 4, 1}).run(3).check();
+}
+
+// Less than two numbers per thread.
+DA2S_TEST(cuda_smallest_tiles) {
+  if (shim::wanted()) Layers<64, false>(kLayers, {2, 1, 3, 7, 8, 0, 0}).run(9).check();
 }
 
 DA2S_TEST(cuda_largest_windows) {
-  if (shim::wanted())
-    Launch<32, false>({{cell::kSeparable, 7, 1, 3}}, 1, 3, 9, 1, 27, 2, 0).run(4).check();
+  if (!shim::wanted()) return;
+  Layers<32, false>({{cell::kSeparable, 7, 1, 3}}, {1, 1, 3, 9, 27, 2, 0}).run(4).check();
+}
+
+DA2S_TEST(cuda_statistics_far_from_zero) {
+  if (!shim::wanted()) return;
+  // A chunk that nothing is left for; of several chunks, one with part of the pixels.
+  Layers<4, false>(with_pools(), {1, 3, 5, 7, 32, 3, 0, 1}, 1000).run(5).check();
+  Layers<4, true>({kLayers[0]}, {1, 3, 5, 7, 32, 3, 0, 1}, 1000).run(6).check();
+}
+
+DA2S_TEST(cuda_norms_that_are_given_or_not_there) {
+  if (!shim::wanted()) return;
+  std::vector<Operation> all = with_pools();
+  for (size_t i = 0; i < all.size(); ++i) all[i].norm = i % 2 == 0 ? Norm::none : Norm::frozen;
+  all.push_back({cell::kDense, 1, 1, 0, 0, Norm::frozen});
+  all.push_back({cell::kDense, 1, 1, -1, 4, Norm::frozen});
+  Layers<8, false>(all, {2, 1, 10, 13, 25, 2, 0}).run(7).check();
+  Layers<8, true>({{cell::kSeparable, 3, 2, 2, 0, Norm::frozen}}, {1, 1, 5, 7, 16, 3, 0})
+      .run(8)
+      .check();
+}
+
+DA2S_TEST(cuda_layers_where_all_statistics_are_known) {
+  if (!shim::wanted()) return;
+  Layers<8, false> first(with_pools(), {1, 1, 5, 7, 20, 3, 0});
+  Layers<8, true> second({kLayers[0]}, {1, 1, 5, 7, 20, 3, 0});
+  first.known = second.known = true;
+  first.run(9).check();
+  second.run(10).check();
 }
 
 DA2S_TEST(cuda_results_do_not_depend_on_the_order_of_threads) {
   if (!shim::wanted()) return;
   const auto written = [](unsigned seed) {
-    return Launch<8, false>(with_pools(), 2, 5, 7, 1, 64, 3, 1).run(seed).written();
+    return Layers<8, false>(with_pools(), {1, 2, 5, 7, 64, 3, 1}).run(seed).written();
   };
   DA2S_CHECK(written(5) == written(6));
 }
@@ -247,17 +291,22 @@ DA2S_TEST(cuda_every_missing_barrier_is_noticed) {
   if (!shim::wanted()) return;
   every_missing_barrier_is_noticed([](unsigned seed) {
     // Two tiles; packs that begin with pools or with layers, and a second layer; of that also two
-    // chunks, whose moments come together.
-    return Launch<16, false>(with_pools(), 1, 16, 32, 1, 512, 3, 0).run(seed).written() +
-           Launch<16, false>(kLayers, 1, 16, 32, 1, 512, 3, 0).run(seed).written() +
-           Launch<16, true>({kLayers[0]}, 1, 16, 32, 1, 512, 3, 0).run(seed).written() +
-           Launch<16, true>({kLayers[0]}, 1, 16, 32, 1, 256, 3, 0).run(seed).written();
+    // chunks. Threads of several warps have the moments of four chunks, of two rows.
+    return Layers<16, false>(with_pools(), {1, 1, 16, 32, 512, 3, 0}).run(seed).written() +
+           Layers<16, false>(kLayers, {1, 1, 16, 32, 512, 3, 0}).run(seed).written() +
+           Layers<16, true>({kLayers[0]}, {1, 1, 16, 32, 512, 3, 0}).run(seed).written() +
+           Layers<16, true>({kLayers[0]}, {1, 1, 16, 32, 256, 3, 0}).run(seed).written() +
+           Layers<16, false>(kLayers, {1, 1, 8, 32, 64, 3, 0}).run(seed).written();
   });
 }
 
 }  // namespace
 
 // A launch with too little shared memory, for plant.cpp.
-void cuda_overrun() { Launch<8, false>(kLayers, 1, 5, 7, 1, 40, 3, 0).run(1, 4); }
+void cuda_overrun() {
+  Layers<8, false> layers(kLayers, {1, 1, 5, 7, 40, 3, 0});
+  layers.fewer_bytes = 4;
+  layers.run(1);
+}
 
 }  // namespace da2s_fast::test

@@ -1,7 +1,7 @@
 // Runs the bodies of csrc/cuda on the processor, program by program: a thread of a program is a
 // fiber, which runs until it comes to a barrier or tells its warp something. Fibers take turns in a
-// shuffled order, so that what a barrier is missing for goes wrong; memory is watched by
-// AddressSanitizer.
+// shuffled order, or warps run as far ahead as they can, so that what a barrier is missing for goes
+// wrong; memory is watched by AddressSanitizer.
 #pragma once
 
 #include <ucontext.h>
@@ -10,6 +10,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <exception>
 #include <functional>
 #include <memory>
 #include <new>
@@ -25,6 +26,7 @@
 #endif
 
 #include "cpu/isa.h"
+#include "global_memory.h"
 
 #define __device__
 #define __forceinline__ inline
@@ -69,7 +71,7 @@ class Program {
   Program(unsigned threads, const std::function<void()>& body, unsigned seed)
       : fibers_(threads), body_(body), order_(seed) {}
 
-  // Throws if threads do not all come to a barrier.
+  // Throws what a thread throws, and if threads do not all come to a barrier.
   void run();
   // A fiber waits there for the others.
   void wait(State state);
@@ -79,6 +81,8 @@ class Program {
  private:
   static void enter();
   void resume(unsigned thread);
+  void run_ahead(unsigned warp);
+  bool release(unsigned first, unsigned last, State state);
   bool release();
 
   std::vector<Fiber> fibers_;
@@ -87,6 +91,7 @@ class Program {
   ucontext_t scheduler_;
   const void* scheduler_stack_ = nullptr;
   size_t scheduler_size_ = 0;
+  std::exception_ptr failure_;
   unsigned now_ = 0;
 };
 
@@ -105,9 +110,12 @@ inline std::set<Place>& barriers() {
 }
 
 inline void barrier(const char* file, int line) {
-  const Place place{file, line};
-  barriers().insert(place);
-  if (place != missing_barrier) program->wait(State::barrier);
+  const auto is_missing = [&] {
+    const Place place{file, line};
+    barriers().insert(place);
+    return place == missing_barrier;
+  };
+  if (!is_missing()) program->wait(State::barrier);
 }
 
 inline float from_lane(float value, unsigned lane) {
@@ -121,7 +129,11 @@ inline float from_lane(float value, unsigned lane) {
 
 inline void Program::enter() {
   arrive(nullptr, &program->scheduler_stack_, &program->scheduler_size_);
-  program->body_();
+  try {
+    program->body_();
+  } catch (...) {  // there is nobody on this stack who could
+    program->failure_ = std::current_exception();
+  }
   program->current().state = State::done;
   leave(nullptr, program->scheduler_stack_, program->scheduler_size_);
   setcontext(&program->scheduler_);
@@ -145,21 +157,32 @@ inline void Program::resume(unsigned thread) {
   arrive(fake);
 }
 
+// Let these go on if all of them wait for that; returns whether they do.
+inline bool Program::release(unsigned first, unsigned last, State state) {
+  for (unsigned thread = first; thread < last; ++thread)
+    if (fibers_[thread].state != state) return false;
+  for (unsigned thread = first; thread < last; ++thread) fibers_[thread].state = State::ready;
+  return true;
+}
+
 // Let those go on whose warp, or program, has come; returns whether anybody may.
 inline bool Program::release() {
-  bool any = false;
-  const auto count = [](auto first, auto last, State state) {
-    return std::count_if(first, last, [=](const Fiber& f) { return f.state == state; });
-  };
-  const auto free = [&](auto first, auto last, State state) {
-    if (count(first, last, state) != last - first) return;
-    for (; first != last; ++first) first->state = State::ready;
-    any = true;
-  };
-  for (size_t warp = 0; warp < fibers_.size(); warp += 32)
-    free(fibers_.begin() + warp, fibers_.begin() + warp + 32, State::warp);
-  free(fibers_.begin(), fibers_.end(), State::barrier);
+  const unsigned threads = static_cast<unsigned>(fibers_.size());
+  bool any = release(0, threads, State::barrier);
+  for (unsigned first = 0; first < threads; first += 32)
+    any |= release(first, first + 32, State::warp);
   return any;
+}
+
+// Until it comes to a barrier.
+inline void Program::run_ahead(unsigned warp) {
+  do {
+    const unsigned order = order_() % 32;
+    for (unsigned lane = 0; lane < 32; ++lane) {
+      const unsigned thread = warp * 32 + (lane ^ order);
+      if (fibers_[thread].state == State::ready) resume(thread);
+    }
+  } while (release(warp * 32, warp * 32 + 32, State::warp));
 }
 
 inline void Program::run() {
@@ -178,9 +201,13 @@ inline void Program::run() {
   program = this;
   do {
     std::shuffle(turns.begin(), turns.end(), order_);
-    for (const unsigned thread : turns)
+    const bool ahead = order_() % 2 == 0;
+    for (const unsigned thread : turns) {
+      if (ahead) run_ahead(thread / 32);
       if (fibers_[thread].state == State::ready) resume(thread);
+    }
   } while (release());
+  if (failure_) std::rethrow_exception(failure_);
   for (const Fiber& fiber : fibers_)
     if (fiber.state != State::done) throw std::runtime_error("a barrier that not all come to");
 }
@@ -204,6 +231,7 @@ void launch(Index grid, unsigned threads, size_t bytes, unsigned seed, Body body
       const std::unique_ptr<char, void (*)(char*)> shared(static_cast<char*>(::operator new(bytes)),
                                                           [](char* p) { ::operator delete(p); });
       std::memset(shared.get(), 0xff, bytes);
+      if (memory != nullptr) memory->begin();
       const std::function<void()> run = [&] { body(shared.get()); };
       Program(threads, run, seed + x + grid.x * y).run();
     }

@@ -38,7 +38,7 @@ def device(request, monkeypatch) -> Iterator[torch.device]:
     if not cuda.has_nvcc():
         pytest.skip(cuda.MISSING)
     monkeypatch.setattr(compiled, "_library_reason", lambda device: None)
-    for name in ("convolve_reason", "reach_reason"):
+    for name in ("nodes_reason", "reach_reason"):
         monkeypatch.setattr(compiled, name, without_reason(getattr(compiled, name)))
     with drivers_take_cpu_tensors(), executed(int(request.param.removeprefix("sm_"))):
         yield torch.device("cpu")

@@ -124,6 +124,21 @@ def test_nan_and_infinities_come_back_where_they_do_in_eager(device):
 
 
 @ONE_PLACE
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_the_output_has_the_type_and_layout_of_the_inputs(device, dtype, layout):
+    """Rounded once, to nearest."""
+    case = on(make_case(PLANS["all kinds"], (2, 5, 7)).to(torch.float32), device)
+    rounded = [x.to(dtype) for x in case.inputs]
+    case.inputs = [x.float() for x in rounded]
+    expected = forward_of(case)["output"].to(dtype)
+    case.inputs = [x.contiguous(memory_format=layout) for x in rounded]
+    found = forward_of(case)["output"]
+    assert torch.equal(found, expected)
+    assert found.is_contiguous(memory_format=layout)
+
+
+@ONE_PLACE
 def test_recomputing_gives_the_same_bits(device):
     case = on(make_case(SMALL, (2, 5, 7), frozen="some").to(torch.float32), device)
     saved, again = evaluate(case), evaluate(case, memory="recompute")
@@ -137,11 +152,16 @@ def test_columns_are_those_of_the_tables():
     groups = [
         re.findall(r"k(\w+)", body) for body in re.findall(r"enum : int \{(.*?)\}", text, re.S)
     ]
-    layer, kinds, group, pack = groups
+    layer, kinds, group, task, works, wait, pack, mix = groups
     assert layer == [*map(camel, rows.Layer._fields), "Layer"]
     assert group == [*(f"Group{camel(name)}" for name in rows.Group._fields), "Group"]
+    assert task == [*(f"Task{camel(name)}" for name in rows.Task._fields), "Task"]
+    assert wait == [*(f"Wait{camel(name)}" for name in rows.Wait._fields), "Wait"]
     assert pack == [*(f"Pack{camel(name)}" for name in rows.Pack._fields), "Pack"]
+    assert mix == [*(f"Mix{camel(name)}" for name in rows.Mix._fields), "Mix"]
     assert [getattr(rows, kind.upper()).value for kind in kinds] == [*range(len(kinds))]
+    works = [work.removeprefix("Work").upper() for work in works]
+    assert [getattr(rows.Work, work) for work in works] == [*range(len(works))]
 
 
 def camel(name: str) -> str:
@@ -152,17 +172,19 @@ def test_why_it_does_not_run(monkeypatch):
     """Every reason is said, and nothing else is left to Triton."""
     cpu = torch.device("cpu")
 
-    def reason(plan, size=(2, 8, 8), dtype=torch.float32):
+    def reason(plan, size=(2, 8, 8), dtype=torch.float32, weights=torch.float32):
         case = make_case(plan, size)
         key = tuple(plan.code), size[0], tuple(tuple(x.shape[1:]) for x in case.inputs), True
-        step = tables_of(*key, (), False, cpu).rounds[0]
+        tasks = tables_of(*key, (), False, cpu).making
         z = torch.empty(0, dtype=dtype)
-        return compiled.convolve_reason(layout_of(*key), step.first_packs.windows, False, z)
+        p = torch.empty(0, dtype=weights)
+        return compiled.nodes_reason(layout_of(*key), tasks, p, None, z)
 
     assert "a tensor is on cpu" in reason(SMALL)
     monkeypatch.setattr(compiled, "_library_reason", lambda device: None)
     assert reason(SMALL) is None
     assert "float64" in reason(SMALL, dtype=torch.float64)
+    assert "p is torch.float64" in reason(SMALL, weights=torch.float64)
     assert "5 channels" in reason(CellPlan(5, ONLY_SEPARABLE, 1, False, ("identity",)))
     dense = CellPlan(4, ("nor_conv_3x3",), 1, False, ("identity",))
     assert "dense convolutions" in reason(dense)
@@ -182,9 +204,8 @@ def test_operators_take_what_launches_hand_over(monkeypatch):
         gradients_of(make_case(SMALL, (2, 5, 7)).to(torch.float32))
     own = [started for started in launches if isinstance(started.kernel, CudaKernel)]
     assert {started.kernel for started in own} == {
-        compiled.CONVOLVE,
-        compiled.REACH_INNER,
-        compiled.REACH_STATES,
+        compiled.NODES,
+        compiled.REACH,
     }
     for started in own:
         with pytest.raises(NotImplementedError, match="'CPU' backend"):

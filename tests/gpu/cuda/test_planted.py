@@ -7,7 +7,7 @@ import torch
 
 from da2s_fast.kernels.launch import Launch, launched_by
 from da2s_fast.ops.cell.plan import CellPlan
-from da2s_fast.ops.cell.triton import compiled, forward
+from da2s_fast.ops.cell.triton import compiled, nodes
 from tests.gpu.cells import check, tiles_of
 from tests.gpu.cuda.cells import (
     ONE_ARCHITECTURE,
@@ -18,7 +18,7 @@ from tests.gpu.cuda.cells import (
     forward_of,
 )
 from tests.gpu.ptx import cuda
-from tests.gpu.ptx.errors import KernelFault, Race
+from tests.gpu.ptx.errors import KernelFault
 from tests.gpu.ptx.launcher import PtxLauncher
 from tests.ops.cell_cases import make_case
 from tests.ops.compare import Mismatch
@@ -97,15 +97,15 @@ def test_planted_bugs_of_what_has_no_layers_are_noticed(device, planted, old, ne
 
 
 @ONE_ARCHITECTURE
-@pytest.mark.parametrize("argument", ["pitch", "chunk_pixels", "width", "halo"])
+@pytest.mark.parametrize("argument", ["pitch", "pixels", "width", "halo"])
 def test_wrong_arguments_are_noticed(device, monkeypatch, argument):
     def launch(kernel, grid, **arguments):
-        if kernel is compiled.CONVOLVE:
+        if kernel is compiled.NODES:
             arguments[argument] -= 1
         correct(kernel, grid, **arguments)
 
-    correct = forward.launch
-    monkeypatch.setattr(forward, "launch", launch)
+    correct = nodes.launch
+    monkeypatch.setattr(nodes, "launch", launch)
     with pytest.raises((Mismatch, KernelFault)):
         check_forward(make_case(SMALL, (2, 5, 7)), device)
 
@@ -114,40 +114,40 @@ BARRIER = re.compile(r"\n\s*bar\.sync\s+0;")
 
 
 @pytest.mark.skipif(not cuda.has_nvcc(), reason=cuda.MISSING)
-@pytest.mark.parametrize("second", [False, True], ids=["first layers", "second layers"])
-def test_every_missing_barrier_is_noticed(monkeypatch, second):
-    """By the machine; but the last of second layers.
+def test_every_missing_barrier_of_nodes_is_noticed(monkeypatch):
+    """By the machine; but three of second layers, whose packs have one row.
 
-    Where a pack has one row, each thread has its own sums before moments are written.
+    That row is read, before the next barrier, by the warp that brought it. Each thread has its own
+    sums before moments are written. And no other row's statistics come before.
+
     tests/csrc/cuda has the backward pass too, whose entries hold the same barriers for several
     kernel sizes.
     """
     monkeypatch.setattr(compiled, "_library_reason", lambda device: None)
     launches: list[Launch] = []
     plan = CellPlan(16, (*ONLY_SEPARABLE, "max_pool_3x3"), 2, False, ("identity",))
-    # Two tiles of one chunk; packs with and without pools.
-    with tiles_of(512), launched_by(launches.append):
+    # Two chunks of two tiles; packs with and without pools.
+    with tiles_of(128), launched_by(launches.append):
         forward_of(make_case(plan, (1, 20, 20)).to(torch.float32))
-    *_, last = [
-        one
-        for one in launches
-        if one.kernel is compiled.CONVOLVE and one.arguments["second"] == second
-    ]
-    entry = cuda.entry_of(last)
-    PtxLauncher(80)(last)
-    barriers = barriers_of(cuda.compile_cuda(last, 80).ptx, entry)
+    (started,) = [one for one in launches if one.kernel is compiled.NODES]
+    entry = cuda.entry_of(started)
+    counters = started.arguments["counters"]
+    counters.zero_()
+    PtxLauncher(80)(started)
+    barriers = barriers_of(cuda.compile_cuda(started, 80).ptx, entry)
     unnoticed = []
     for number, (start, end) in enumerate(barriers):
 
         def drop(text: str, start: int = start, end: int = end) -> str:
             return text[:start] + text[end:]
 
+        counters.zero_()
         try:
-            PtxLauncher(80, change=drop)(last)
-        except Race:
+            PtxLauncher(80, change=drop)(started)
+        except KernelFault:
             continue
         unnoticed.append(number)
-    assert unnoticed == ([len(barriers) - 1] if second else [])
+    assert unnoticed == [5, 12, 23]
 
 
 def barriers_of(text: str, entry: str) -> list[tuple[int, int]]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tests.gpu.ptx.errors import KernelFault, MemoryFault, UninitializedRead
+from tests.gpu.ptx.manner import manner_of
 from tests.gpu.ptx.meter import space_of
 from tests.gpu.ptx.operands import Array, At, Read, Step, count, numbers, select
 from tests.gpu.ptx.parse import Address, Instruction, Operand, Register, Vector
@@ -155,8 +156,7 @@ def fetcher(
     """A function that reads rows of `number` unsigned integers at addresses of lanes."""
     width = size * number
     if space in ("global", "const"):
-        form = (size, number)
-        return lambda at, addresses: _fetch_global(machine, instruction, form, at, addresses)
+        return _global_fetcher(machine, instruction, size, number)
     if space == "shared":
         shared = machine.shared
 
@@ -193,7 +193,7 @@ def putter(machine: Machine, instruction: Instruction, space: str, size: int, nu
     """A function that writes rows of `number` unsigned integers at addresses of lanes."""
     width = size * number
     if space == "global":
-        return lambda at, addresses, rows: _put_global(machine, instruction, at, addresses, rows)
+        return _global_putter(machine, instruction, size, number)
     if space == "shared":
         shared = machine.shared
 
@@ -239,45 +239,50 @@ def _by_space(at: At, addresses: Array) -> Any:
             yield space, chosen, select(at, chosen), addresses[chosen] - np.uint64(windows[space])
 
 
-def _fetch_global(
-    machine: Machine, instruction: Instruction, form: tuple[int, int], at: At, addresses: Array
-) -> Array:
-    size, number = form
+def _global_fetcher(machine: Machine, instruction: Instruction, size: int, number: int) -> Fetch:
     width = size * number
-    machine.counts.access(instruction, at, addresses, width)
-    found: Array | None = None
-    for one, chosen in machine.memory.find(addresses, width, store=False):
-        offsets = (addresses[chosen] - np.uint64(one.origin)).astype(np.int64)
-        one.read[offsets >> 5] = True
-        machine.races.read(one, offsets, numbers(at)[chosen])
-        rows = one.rows(size, number)[offsets // width]
-        if isinstance(chosen, slice):
-            return rows
-        if found is None:
-            found = np.empty((addresses.size, number), rows.dtype)
-        found[chosen] = rows
-    assert found is not None
-    return found
+    manner = manner_of(instruction)
+
+    def fetch_global(at: At, addresses: Array) -> Array:
+        machine.counts.access(instruction, at, addresses, width)
+        found: Array | None = None
+        for one, chosen in machine.memory.find(addresses, width, store=False):
+            offsets = (addresses[chosen] - np.uint64(one.origin)).astype(np.int64)
+            one.read[offsets >> 5] = True
+            machine.races.read(one, offsets, numbers(at)[chosen], width, manner)
+            rows = one.rows(size, number)[offsets // width]
+            if manner.strong:
+                machine.races.see(one, offsets, numbers(at)[chosen], rows, manner)
+            if isinstance(chosen, slice):
+                return rows
+            if found is None:
+                found = np.empty((addresses.size, number), rows.dtype)
+            found[chosen] = rows
+        assert found is not None
+        return found
+
+    return fetch_global
 
 
-def _put_global(
-    machine: Machine,
-    instruction: Instruction,
-    at: At,
-    addresses: Array,
-    rows: Array,
-) -> None:
-    size, number = rows.itemsize, rows.shape[1]
+def _global_putter(machine: Machine, instruction: Instruction, size: int, number: int) -> Put:
     width = size * number
-    machine.counts.access(instruction, at, addresses, width)
-    for one, chosen in machine.memory.find(addresses, width, store=True):
-        offsets = (addresses[chosen] - np.uint64(one.origin)).astype(np.int64)
-        one.written[offsets >> 5] = True
-        machine.races.write(one, offsets, numbers(at)[chosen], width)
-        target, index, part = one.rows(size, number), offsets // width, rows[chosen]
-        target[index] = part
-        if differ(target[index], part).any():
-            raise KernelFault("lanes store different values to one address in one instruction")
+    manner = manner_of(instruction)
+
+    def put_global(at: At, addresses: Array, rows: Array) -> None:
+        machine.counts.access(instruction, at, addresses, width)
+        for one, chosen in machine.memory.find(addresses, width, store=True):
+            offsets = (addresses[chosen] - np.uint64(one.origin)).astype(np.int64)
+            one.written[offsets >> 5] = True
+            machine.races.write(one, offsets, numbers(at)[chosen], width, manner)
+            target, index, part = one.rows(size, number), offsets // width, rows[chosen]
+            if manner.strong:
+                both = target[index], part
+                machine.races.publish(one, offsets, numbers(at)[chosen], both, manner)
+            target[index] = part
+            if differ(target[index], part).any():
+                raise KernelFault("lanes store different values to one address in one instruction")
+
+    return put_global
 
 
 def convert_address(machine: Machine, instruction: Instruction) -> Step:

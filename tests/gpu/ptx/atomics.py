@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tests.gpu.ptx.access import address_reader, items
 from tests.gpu.ptx.integer import Function
+from tests.gpu.ptx.manner import manner_of
 from tests.gpu.ptx.meter import space_of
-from tests.gpu.ptx.operands import Array, At, Step
+from tests.gpu.ptx.operands import Array, At, Step, numbers
 from tests.gpu.ptx.parse import Discarded, Instruction
 from tests.gpu.ptx.rounding import from_bits, to_bits
 from tests.gpu.ptx.types import SIZE, UNSIGNED, dtype_of
@@ -75,8 +77,13 @@ def atomic(machine: Machine, instruction: Instruction) -> Step:
             for row in reads
         ]
         olds = np.empty((addresses.size, number), bits)
-        for rows, index, chosen in locate(machine, instruction, (size, number), at, addresses):
-            olds[chosen] = turns.take(rows, index, [v[chosen] for v in values], bool(writers))
+        form = size, number
+        for rows, index, chosen, publish in locate(machine, instruction, form, at, addresses):
+            given = [v[chosen] for v in values]
+            found = turns.take(rows, index, given, bool(writers or publish))
+            olds[chosen] = found
+            if publish:
+                publish(rows=(found, rows[index]))
         for column, write in enumerate(writers):
             write(at, olds[:, column] if kind[0] != "s" else olds[:, column].view(dtype_of(kind)))
 
@@ -88,12 +95,18 @@ def _place_global(
 ) -> Any:
     size, number = form
     width = size * number
+    manner = manner_of(instruction)
     machine.counts.access(instruction, at, addresses, width)
     for one, chosen in machine.memory.find(addresses, width, store=True):
         offsets = (addresses[chosen] - np.uint64(one.origin)).astype(np.int64)
         one.read[offsets >> 5] = True
         one.written[offsets >> 5] = True
-        yield one.rows(size, number), offsets // width, chosen
+        lanes = numbers(at)[chosen]
+        machine.races.write(one, offsets, lanes, width, manner)
+        publish = None
+        if machine.races.clocks:
+            publish = partial(machine.races.publish, one, offsets, lanes, manner=manner)
+        yield one.rows(size, number), offsets // width, chosen, publish
 
 
 def _place_shared(
@@ -105,7 +118,7 @@ def _place_shared(
     offsets = shared.offsets(at, addresses, width)
     shared.note_atomic(at, offsets, width, instruction.index)
     machine.counts.shared(instruction, at, offsets, width)
-    yield shared.rows(size, number), offsets // width, slice(None)
+    yield shared.rows(size, number), offsets // width, slice(None), None
 
 
 class _Turns:

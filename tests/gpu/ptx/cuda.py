@@ -29,22 +29,24 @@ _FLAGS = ("-std=c++17", "-O3", "-DDA2S_STANDALONE")
 MISSING = "nvcc was not found: CUDA kernels are NOT executed here, install the CUDA toolkit"
 
 # The struct that a kernel gets: its fields in order, with the letters of the struct module.
-_REACH = [
-    ("P", "table layers states z gradients weights weight_gradients p_weights g_weights"),
-    ("P", "statistics sums"),
-    ("q", "pixels weight_count"),
-    ("d", "eps"),
-    ("i", "height width images operations pitch halo taps log_width log_height log_images"),
-]
 _FIELDS = {
-    "cell_convolve": [
-        ("P", "table packs source z weights moments statistics"),
-        ("q", "pixels chunk_pixels"),
+    "cell_nodes": [
+        ("P", "tasks waits counters packs layers mixes mixed states z weights p_weights g_weights"),
+        ("P", "moments statistics output"),
+        ("4q", "output_strides"),
         ("d", "eps"),
-        ("i", "height width pitch known halo taps log_width log_height log_images"),
+        ("i", "pixels chunk_pixels"),
+        ("i", "height width images chunks operations pitch known type halo second_halo taps"),
+        ("i", "log_width log_height log_images"),
     ],
-    "cell_reach_inner": _REACH,
-    "cell_reach_states": _REACH,
+    "cell_reach": [
+        ("P", "tasks waits counters candidates seconds groups layers states z gradients weights"),
+        ("P", "weight_gradients p_weights g_weights statistics sums"),
+        ("q", "pixels weight_count"),
+        ("d", "eps"),
+        ("i", "height width chunks images operations pitch halo inner_halo taps"),
+        ("i", "log_width log_height log_images"),
+    ],
 }
 
 
@@ -88,9 +90,7 @@ def compile_cuda(launch: Launch, arch: int) -> CudaCompiled:
 def entry_of(launch: Launch) -> str:
     """The kernel's name in csrc/cuda/cell.cu."""
     given, name = launch.arguments, launch.kernel.name
-    suffix = "_second" if given.get("second") else ""
-    if name.startswith("cell_reach") and given["taps"] > 25:
-        suffix = "_7x7"
+    suffix = "_7x7" if name == "cell_reach" and given["taps"] > 25 else ""
     return f"{name}_{given['channels']}{suffix}"
 
 
@@ -174,5 +174,5 @@ def parameters_of(launch: Launch, memory: GlobalMemory, read_only: frozenset[str
             value = memory.add_tensor(name, value, writable=name not in read_only)
         elif value is None:
             value = 0
-        values.append(value)
+        values.extend(value if isinstance(value, (tuple, list)) else (value,))
     return struct.pack("".join(letter for letter, _ in fields), *values)

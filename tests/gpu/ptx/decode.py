@@ -18,14 +18,16 @@ from tests.gpu.ptx import (
     matrix,
 )
 from tests.gpu.ptx.errors import KernelFault
-from tests.gpu.ptx.operands import At, Step
+from tests.gpu.ptx.manner import manner_of
+from tests.gpu.ptx.operands import At, Step, numbers
 from tests.gpu.ptx.parse import Instruction, Name
+from tests.gpu.ptx.schedule import Jump, Sleep
 
 if TYPE_CHECKING:
     from tests.gpu.ptx.machine import Machine
 
-# Hints, and orders that lock-step execution keeps anyway.
-_NOTHING = ("membar", "fence", "prefetch", "prefetchu", "nanosleep", "griddepcontrol", "pragma")
+# Hints.
+_NOTHING = ("prefetch", "prefetchu", "griddepcontrol", "pragma")
 
 _DECODERS = {
     **integer.DECODERS,
@@ -64,6 +66,11 @@ def _decode(machine: Machine, instruction: Instruction) -> Step:
         return _done
     if name == "trap":
         return _trap
+    if name == "nanosleep":
+        return Sleep
+    if name in ("membar", "fence"):
+        manner = manner_of(instruction)
+        return lambda at: machine.races.fence(numbers(at), manner)
     if name in _NOTHING:
         return lambda at: None
     if name == "createpolicy":
@@ -79,8 +86,6 @@ def _decode(machine: Machine, instruction: Instruction) -> Step:
 
 
 def _jump(machine: Machine, instruction: Instruction) -> Step:
-    from tests.gpu.ptx.machine import Jump  # noqa: PLC0415
-
     label = instruction.operands[0]
     if not isinstance(label, Name):
         raise NotImplementedError("computed branches")
@@ -89,8 +94,6 @@ def _jump(machine: Machine, instruction: Instruction) -> Step:
 
 
 def _done(at: At) -> object:
-    from tests.gpu.ptx.machine import Jump  # noqa: PLC0415
-
     return Jump(at, None)
 
 

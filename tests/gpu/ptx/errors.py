@@ -16,7 +16,7 @@ class UninitializedRead(KernelFault):
 
 
 class Race(KernelFault):
-    """Threads touch the same bytes without a barrier between them."""
+    """Threads touch the same bytes without a barrier, or a release and an acquire, between them."""
 
 
 class DivergentBarrier(KernelFault):
@@ -24,4 +24,4 @@ class DivergentBarrier(KernelFault):
 
 
 class NoProgress(KernelFault):
-    """More instructions were executed than a launch may."""
+    """Programs wait for what nobody does, or more instructions ran than a launch may execute."""

@@ -10,6 +10,7 @@ from tests.gpu.ptx.errors import KernelFault
 from tests.gpu.ptx.integer import Function
 from tests.gpu.ptx.operands import Array, At, Step, numbers
 from tests.gpu.ptx.parse import Immediate, Instruction, Operand, Vector
+from tests.gpu.ptx.schedule import Wait
 
 if TYPE_CHECKING:
     from tests.gpu.ptx.machine import Machine
@@ -233,8 +234,6 @@ def reduce(machine: Machine, instruction: Instruction) -> Step:
 
 def barrier(machine: Machine, instruction: Instruction) -> Step:
     """Decode bar and barrier."""
-    from tests.gpu.ptx.machine import Wait  # noqa: PLC0415
-
     parts = [p for p in instruction.opcode[1:] if p not in ("cta", "aligned")]
     if parts[0] == "warp":
         check = _members(machine, instruction.operands[0])
@@ -256,8 +255,6 @@ def _fixed(machine: Machine, operand: Operand) -> int:
 
 
 def _barrier_reduction(machine: Machine, instruction: Instruction, name: str) -> Step:
-    from tests.gpu.ptx.machine import Wait  # noqa: PLC0415
-
     result, number, *threads, value = instruction.operands
     read = machine.registers.reader(value, "pred")
     write = machine.registers.writer(result, instruction.opcode[-1])

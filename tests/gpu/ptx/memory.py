@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from tests.gpu.ptx.errors import MemoryFault
+from tests.gpu.ptx.meter import space_of
 from tests.gpu.ptx.operands import Array, At
 from tests.gpu.ptx.parse import Kernel
-from tests.gpu.ptx.types import UNSIGNED
+from tests.gpu.ptx.types import SIZE, UNSIGNED
 
 # Every allocation gets a region of addresses to itself, so that what runs over the end of one
 # tensor never meets the next one. Address 0 and its neighbours belong to nobody.
@@ -23,6 +24,7 @@ _MIDDLE = 1 << (_REGION - 1)
 # Alignment of addresses is the one of the host modulo this.
 _ALIGNMENT = 512
 _SECTOR = 32
+_ACCESSES = ("ld", "ldu", "st", "atom", "red")
 
 
 @dataclass
@@ -53,6 +55,11 @@ class Allocation:
         self.read = np.zeros(len(self.window) // _SECTOR, np.bool_)
         self.written = np.zeros(len(self.window) // _SECTOR, np.bool_)
 
+    @property
+    def host(self) -> int:
+        """The host's address of the window."""
+        return self.window.ctypes.data
+
     def rows(self, element: int, count: int) -> Array:
         """The window as rows of `count` unsigned integers."""
         return self.window.view(UNSIGNED[element]).reshape(-1, count)
@@ -60,6 +67,18 @@ class Allocation:
 
 def _host_bytes(address: int, size: int) -> Array:
     return np.frombuffer((ctypes.c_uint8 * size).from_address(address), np.uint8)
+
+
+def narrowest(kernel: Kernel, space: str) -> int:
+    """Bytes of a kernel's narrowest numbers in a space: races are told apart at this width."""
+    widths = [16]
+    for instruction in kernel.instructions:
+        opcode = instruction.opcode
+        if opcode[0] == "cp":
+            widths.append(4)
+        elif opcode[0] in _ACCESSES and space_of(instruction) in (space, "generic"):
+            widths.append(SIZE.get(opcode[-1], 1))
+    return min(widths)
 
 
 class GlobalMemory:
@@ -179,18 +198,14 @@ class GlobalMemory:
 
     def sectors(self) -> tuple[int, int]:
         """Different sectors read and written so far, counted once where tensors overlap."""
-        held = sorted((one for one in self.allocations if one.size), key=_host)
-        ends = [_host(one) + len(one.window) for one in held]
-        apart = all(end <= _host(after) for end, after in zip(ends, held[1:], strict=False))
+        held = sorted((one for one in self.allocations if one.size), key=lambda one: one.host)
+        ends = [one.host + len(one.window) for one in held]
+        apart = all(end <= after.host for end, after in zip(ends, held[1:], strict=False))
         read, written = (
-            _different([(_host(one) // _SECTOR, marks(one)) for one in held], apart)
+            _different([(one.host // _SECTOR, marks(one)) for one in held], apart)
             for marks in (lambda one: one.read, lambda one: one.written)
         )
         return read, written
-
-
-def _host(one: Allocation) -> int:
-    return one.window.ctypes.data
 
 
 def _different(marked: list[tuple[int, Array]], apart: bool) -> int:

@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from tests.gpu.ptx.parse import Instruction, Kernel, Name
 
 # Behind these a group may have become several.
-_PART = ("bra", "ret", "exit", "bar", "barrier", "mbarrier", "cp")
+_PART = ("bra", "ret", "exit", "bar", "barrier", "mbarrier", "cp", "nanosleep")
+# Lanes of other warps may wait for what these do.
+_TELL = ("st", "atom", "red", "stmatrix", "cp", "bar", "barrier", "mbarrier")
 
 
 @dataclass(frozen=True)
@@ -27,11 +29,13 @@ class Order:
         block: of every instruction.
         turns: of every block.
         back: (from, to) of jumps to the first block of a loop from inside -> the turn of waiting.
+        tells: whether a block does what lanes of other warps may wait for.
     """
 
     block: list[int]
     turns: list[int]
     back: dict[tuple[int, int], int]
+    tells: list[bool]
 
     def turn(self, source: int, target: int) -> int:
         """Of lanes that go from one instruction to another one."""
@@ -45,21 +49,22 @@ def order_of(kernel: Kernel) -> Order:
     leaders = {0, *kernel.labels.values()}
     leaders |= {i + 1 for i, one in enumerate(instructions) if one.opcode[0] in _PART}
     starts = sorted(leader for leader in leaders if leader < len(instructions))
+    ends = [*starts[1:], len(instructions)]
     block: list[int] = []
-    for number, (start, end) in enumerate(
-        zip(starts, [*starts[1:], len(instructions)], strict=True)
-    ):
+    for number, (start, end) in enumerate(zip(starts, ends, strict=True)):
         block += [number] * (end - start)
     # Whoever is past the last instruction is done.
     block.append(len(starts))
-    follow = [
-        _targets(kernel, instructions[end - 1], end) for end in [*starts[1:], len(instructions)]
-    ]
+    follow = [_targets(kernel, instructions[end - 1], end) for end in ends]
     edges = [sorted({block[target] for target in own}) for own in follow] + [[]]
     turns = [0] * len(edges)
     back: dict[tuple[int, int], int] = {}
     _number(edges, range(len(edges)), 0, turns, back)
-    return Order(block, turns, back)
+    tells = [
+        any(one.opcode[0] in _TELL and "local" not in one.opcode for one in instructions[start:end])
+        for start, end in zip(starts, ends, strict=True)
+    ]
+    return Order(block, turns, back, [*tells, False])
 
 
 def _targets(kernel: Kernel, last: Instruction, following: int) -> list[int]:

@@ -5,22 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from tests.gpu.ptx.errors import MemoryFault, Race, UninitializedRead
+from tests.gpu.ptx.memory import narrowest
 from tests.gpu.ptx.operands import Array, At
 from tests.gpu.ptx.parse import Kernel
-from tests.gpu.ptx.types import SIZE, UNSIGNED, differ
-
-
-def _granule(kernel: Kernel) -> int:
-    """The narrowest access to shared memory: races are told apart at this width."""
-    widths = [16]
-    for instruction in kernel.instructions:
-        name, *parts = instruction.opcode
-        elsewhere = {"global", "param", "local", "const"} & set(parts)
-        if name == "cp":
-            widths.append(4)
-        elif name in ("ld", "st", "atom", "red") and not elsewhere:
-            widths.append(SIZE.get(parts[-1], 1))
-    return min(widths)
+from tests.gpu.ptx.types import UNSIGNED, differ
 
 
 class SharedMemory:
@@ -44,7 +32,7 @@ class SharedMemory:
         self.size = size
         self.stride = -(-size // 128) * 128
         self.threads = threads
-        self.granule = _granule(kernel) if size else 16
+        self.granule = narrowest(kernel, "shared") if size else 16
         self.kernel = kernel
         lanes = np.arange(programs * threads)
         self.base = (lanes // threads * self.stride).astype(np.int64)

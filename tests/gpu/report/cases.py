@@ -76,8 +76,22 @@ class CellCase:
         found: Counter[tuple[str, ...]] = Counter()
         sizes = [Size(*size) for size in self.sizes]
         for stage in stages(self.plan, 1, sizes, memory=self.memory, element=self.dtype.itemsize):
-            found[_kernels_of(stage.name)] += stage.bytes
+            found[self._kernels_of(stage.name)] += stage.bytes
         return dict(found)
+
+    def _kernels_of(self, stage: str) -> tuple[str, ...]:
+        if "backward" in stage:
+            return _BACKWARD
+        if stage.startswith("bundle"):
+            return ("cell_nodes",) if self.cuda else ("convolve",)
+        if stage.startswith("node"):
+            return ("cell_nodes",) if self.cuda else ("mix",)
+        return ("prepare", "settle")
+
+
+_BACKWARD = ("begin", "candidate_sums", "reach_inner", "reach_states", "leave", "finish")
+COUNTING = ("settle", "begin")
+"""Triton's kernels that set the counters of those of csrc/cuda to 0."""
 
 
 @contextmanager
@@ -90,17 +104,6 @@ def cuda_kernels() -> Iterator[None]:
 def is_metered(case: Case, launch: Launch) -> bool:
     """Whether a launch belongs into the rows of a case."""
     return isinstance(launch.kernel, CudaKernel) or not getattr(case, "cuda", False)
-
-
-_BACKWARD = ("begin", "candidate_sums", "reach_inner", "reach_states", "leave", "finish")
-
-
-def _kernels_of(stage: str) -> tuple[str, ...]:
-    if "backward" in stage:
-        return _BACKWARD
-    if stage.startswith("bundle"):
-        return ("convolve", "cell_convolve")
-    return ("mix",) if stage.startswith("node") else ("prepare", "settle")
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from da2s_fast.kernels.launch import launched_by
+from da2s_fast.kernels.launch import Launch, launched_by
 from tests.gpu.ptx.launcher import PtxLauncher
 from tests.gpu.ptx.meter import Meter, total
-from tests.gpu.report.cases import Case, is_metered
+from tests.gpu.report.cases import COUNTING, Case, is_metered
+from tests.gpu.report.network import kernel_of
 
 Row = dict[str, Any]
 SECTOR = 32
@@ -16,7 +17,8 @@ SECTOR = 32
 # What is there once, however many images a batch has; all else is there for every image, or, as
 # sums are, for every chunk of images.
 _ONCE = (
-    "table", "packs", "layers", "completed", "weights", "p_weights", "g_weights", "statistics",
+    "table", "tasks", "waits", "counters", "packs", "layers", "mixes", "mixed", "candidates",
+    "seconds", "groups", "completed", "weights", "p_weights", "g_weights", "statistics",
     "mean", "variance", "slope", "mean_grad", "grad_weights", "to_p", "to_g", "to_weights",
     "spatial", "channel", "to_spatial", "to_channel",
 )  # fmt: skip
@@ -25,7 +27,15 @@ _ONCE = (
 def executed_rows(name: str, case: Case, arch: int) -> list[Row]:
     """A row for each kernel that a case launches, for one image."""
     launcher = PtxLauncher(arch)
-    with launched_by(lambda launch: launcher(launch) if is_metered(case, launch) else None):
+
+    def start(launch: Launch) -> None:
+        if is_metered(case, launch):
+            launcher(launch)
+        elif kernel_of(launch) in COUNTING:
+            launcher(launch)
+            launcher.meters.pop()
+
+    with launched_by(start):
         case.run(1, "cpu")
     rows = rows_of(name, launcher.meters, arch)
     for kernels, size in case.least().items():

@@ -20,7 +20,15 @@ from tests.gpu.ptx.cuda import nvcc_version
 from tests.gpu.ptx.launcher import PtxLauncher
 from tests.gpu.ptx.meter import Meter
 from tests.gpu.report import network
-from tests.gpu.report.cases import BATCH_SIZE, CASES, EXECUTED, cuda_kernels, in_cuda, is_cuda
+from tests.gpu.report.cases import (
+    BATCH_SIZE,
+    CASES,
+    COUNTING,
+    EXECUTED,
+    cuda_kernels,
+    in_cuda,
+    is_cuda,
+)
 from tests.gpu.report.compiled import compiled_rows
 from tests.gpu.report.executed import executed_rows, rows_of
 from tests.gpu.report.table import Report, Row
@@ -98,6 +106,9 @@ def _memory_of(name: str) -> Memory:
     return "save" if name.startswith("save") else "recompute"
 
 
+_PARTLY = ("reach_states", "candidate_sums", *COUNTING)
+
+
 def executed_network(memory: Memory) -> list[Row]:
     """The network's rows, with the sectors of all launches; then with kernels of csrc/cuda."""
     launcher = PtxLauncher(_FIRST)
@@ -110,7 +121,7 @@ def executed_network(memory: Memory) -> list[Row]:
     def start(launch: Launch) -> None:
         name = network.kernel_of(launch)
         # What is left to Triton has been metered, but for that of which a part is left.
-        if isinstance(launch.kernel, CudaKernel) or name == "reach_states":
+        if isinstance(launch.kernel, CudaKernel) or name in _PARTLY:
             launcher(launch)
         else:
             launcher.meters.append(metered[name].pop(0))

@@ -142,8 +142,9 @@ def page_of(report: Report) -> str:
             "",
             "Rows of CUDA are those of the kernels of csrc/cuda, which take the place of Triton's "
             "of the case above",
-            "where they were compiled: `cell_convolve` that of `convolve`, and so on. The case's "
-            "other kernels stay Triton's.",
+            "where they were compiled: `cell_nodes` that of `convolve` and `mix`, `cell_reach` "
+            "that of what is between",
+            "`begin` and `leave`. The case's other kernels stay Triton's.",
             "",
             *_network_section(report),
             "",
@@ -166,7 +167,9 @@ def _network_section(report: Report) -> list[str]:
         "image. DRAM is",
         "what moves if nothing stays in the cache from launch to launch: the different sectors of "
         "32 bytes of",
-        "each launch, summed. Of these, tensors that do not grow with the batch (weights, tables, "
+        "each launch, summed; rows with CUDA are bounds from below, because tasks of one launch read "
+        "what others wrote.",
+        "Of these, tensors that do not grow with the batch (weights, tables, "
         "statistics)",
         f"count once for a batch; the last column spreads them over {batch} images, and is a bound "
         "from above:",

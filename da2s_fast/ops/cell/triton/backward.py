@@ -12,6 +12,9 @@
     for the inputs: norm, convolution, ReLU
     gradients of weights, p and g from the chunks' sums
 
+csrc/cuda's kernel does in one launch (`tasks`) what is said of all nodes, or of one where z are
+computed again.
+
 The reference goes bundle by bundle, from the states' side; here it is node by node: all edges that
 enter a node share its gradient, and the gradient of a state is collected node by node. The sums are
 the same.
@@ -33,18 +36,11 @@ from da2s_fast.ops._layout import memory_format_of
 from da2s_fast.ops._triton import launched_as
 from da2s_fast.ops.cell.operations import CONVS, DENSE
 from da2s_fast.ops.cell.triton import compiled
+from da2s_fast.ops.cell.triton.call import Call, Settings, by_name, call_of, cdiv, settings_of
 from da2s_fast.ops.cell.triton.ends import Collected, finish, leave, power_of_two
-from da2s_fast.ops.cell.triton.forward import (
-    Call,
-    Settings,
-    by_name,
-    call_of,
-    cdiv,
-    layers,
-    settings_of,
-)
+from da2s_fast.ops.cell.triton.forward import layers_again
 from da2s_fast.ops.cell.triton.layout import ENOUGH_SMALL_PROGRAMS, layout_of
-from da2s_fast.ops.cell.triton.packs import Rows, Windows
+from da2s_fast.ops.cell.triton.packs import Rows
 from da2s_fast.ops.cell.triton.tables import Round
 
 
@@ -87,6 +83,7 @@ def cell_backward(  # noqa: PLR0917 - the schema's arguments
         "statistics": statistics,
         "gradients": saved.new_empty((layout.gradients_size,)),
         "sums": saved.new_empty((layout.sums_size,), dtype=torch.float64),
+        "counters": saved.new_empty((layout.counters,), dtype=torch.int32),
         "weight_gradients": weight_gradients,
         "to_p": grad_p,
         "to_g": grad_g,
@@ -96,6 +93,8 @@ def cell_backward(  # noqa: PLR0917 - the schema's arguments
     if not save:
         tensors["z"] = saved.new_empty((layout.z_size,))
         tensors["moments"] = saved.new_empty((0,), dtype=torch.float64)
+        # Of what is launched before `begin`, which could set them to 0.
+        tensors["made"] = saved.new_zeros((layout.counters,), dtype=torch.int32)
     asked = (*for_inputs, for_p, for_g, for_weights)
     schedule.start(_backward, tensors, settings, asked)
     return found, grad_p, grad_g, flat
@@ -123,6 +122,8 @@ class _Backward:
         self.blocks = cdiv(plan.mixed_channels, self.options["BLOCK"])
         self.again = "z" in slots
         self.weight_count = layout.weights[-1]
+        reason = compiled.reach_reason(layout, call.tables.reaching, call.p, call.g, call.z)
+        self.compiled = reason is None
         self.collected = Collected(
             slots["gradients"], slots["sums"], slots["weight_gradients"], self.for_weights
         )
@@ -132,16 +133,12 @@ class _Backward:
         call = self.call
         rounds = call.tables.rounds[::-1]
         if self.again:
-            layers(call, rounds[0])
+            layers_again(call, 0)
         self._begin(self.slots["gradient"], rounds[0])
-        for step, following in zip(rounds, [*rounds[1:], None], strict=True):
-            self._reach_inner(step)
-            self._reach_states(step)
-            if following is None:
-                continue
-            if self.again:
-                layers(call, following)
-            self._sums(following.mixed)
+        if self.compiled:
+            self._nodes_compiled(rounds)
+        else:
+            self._nodes(rounds)
         self._sums(call.tables.normalized, inputs=True)
         slots = self.slots
         to = [slots["to", i] if wanted else None for i, wanted in enumerate(self.for_inputs)]
@@ -153,6 +150,31 @@ class _Backward:
             slots["to_g"] if self.for_g else None,
             slots["to_weights"] if self.for_weights and self.weight_count else None,
         )
+
+    def _nodes(self, rounds: Sequence[Round]) -> None:
+        for place, step in enumerate(rounds, 1):
+            self._reach_inner(step)
+            reaching = step.reaching
+            self._reach_states(reaching.groups, reaching.layers, reaching.separable, reaching.dense)
+            if place == len(rounds):
+                continue
+            if self.again:
+                layers_again(self.call, place)
+            self._sums(rounds[place].mixed)
+
+    def _nodes_compiled(self, rounds: Sequence[Round]) -> None:
+        """What `_nodes` does, by the kernel of csrc/cuda: all nodes in a launch, if they can."""
+        tasks = self.call.tables.reaching
+        if tasks.late:
+            self._reach_compiled(sum(tasks.lengths))
+            self._reach_states(tasks.others, tasks.layers, separable=False, dense=True)
+            return
+        for place, step in enumerate(rounds, 1):
+            self._reach_compiled(tasks.lengths[place - 1])
+            reaching = step.reaching
+            self._reach_states(reaching.others, reaching.layers, False, reaching.dense)
+            if self.again and place < len(rounds):
+                layers_again(self.call, place)
 
     def _launched(self, kernel: str, numbers: int | None = None) -> dict[str, Any]:
         """How a kernel is launched."""
@@ -202,7 +224,9 @@ class _Backward:
             node_states=layout.states[plan.inputs],
             in_pixels=layout.pixels(0),
             in_size=in_height * in_width,
+            counters=self.slots["counters"] if self.compiled else None,
             HALVES=layout.halves,
+            COUNTERS=layout.counters,
             **self._area(),
         )
 
@@ -264,11 +288,6 @@ class _Backward:
     def _reach_inner(self, step: Round) -> None:
         if not step.second.length:
             return
-        call, windows = self.call, step.second_packs.windows
-        reason = compiled.reach_reason(call.layout, windows, call.p, call.g, call.z)
-        if reason is None:
-            self._reach_inner_compiled(step)
-            return
         launch(
             reach.reach_inner,
             (self.call.layout.image_chunks, step.second.length, self._parts(1)),
@@ -277,42 +296,13 @@ class _Backward:
             **self._products(),
         )
 
-    def _reach_inner_compiled(self, step: Round) -> None:
-        """What `reach_inner` computes, by the kernel of csrc/cuda."""
-        launch(
-            compiled.REACH_INNER,
-            (self.call.layout.image_chunks, step.second.length),
-            table=step.second.table,
-            layers=None,
-            states=None,
-            **self._compiled(step.second_packs.windows),
-        )
-
-    def _compiled(self, windows: Windows) -> dict[str, Any]:
-        """What kernels of csrc/cuda are told, by the operators' parameters."""
-        return {
-            **self._chunks(),
-            **self._weights(),
-            "weight_gradients": self.collected.weight_gradients if self.for_weights else None,
-            "eps": self.call.eps,
-            "pitch": self.call.layout.plan.channels,
-            **compiled.reach_arguments(self.call.layout, windows),
-        }
-
-    def _reach_states(self, step: Round) -> None:
-        call, plan, layout = self.call, self.call.layout.plan, self.call.layout
-        reaching = step.reaching
-        groups, separable = reaching.groups, reaching.separable
-        if separable:
-            windows = reaching.windows
-            if compiled.reach_reason(layout, windows, call.p, call.g, call.z) is None:
-                self._reach_states_compiled(step)
-                groups, separable = reaching.others, False
+    def _reach_states(self, groups: Rows, rows: Rows, separable: bool, dense: bool) -> None:
         if not groups.length:
             return
+        call, plan, layout = self.call, self.call.layout.plan, self.call.layout
         in_height, in_width = layout.before
         taps = max((DENSE[name] ** 2 for name in plan.operations if name in DENSE), default=1)
-        parts = self._parts(taps) if separable or reaching.dense else self.blocks
+        parts = self._parts(taps) if separable or dense else self.blocks
         shares = 1
         if not separable:
             programs = layout.image_chunks * groups.length * self.blocks
@@ -325,7 +315,7 @@ class _Backward:
                 "reach_states, few channels" if call.few else "reach_states", self._numbers
             ),
             table=groups.table,
-            layers=reaching.layers.table,
+            layers=rows.table,
             shares=shares,
             states=call.states,
             in_pixels=layout.pixels(0),
@@ -334,18 +324,33 @@ class _Backward:
             node_states=layout.states[plan.inputs],
             SEPARABLES=separable,
             HALVES=layout.halves,
-            DENSES=reaching.dense,
+            DENSES=dense,
             **self._products(),
         )
 
-    def _reach_states_compiled(self, step: Round) -> None:
-        """What `reach_states` computes for some of its rows, by the kernel of csrc/cuda."""
-        reaching = step.reaching
+    def _reach_compiled(self, length: int) -> None:
+        """So many tasks, from where the launch before ended."""
+        call, tasks = self.call, self.call.tables.reaching
+        layout = call.layout
+        told = {
+            **self._chunks(),
+            **self._weights(),
+            **compiled.reach_arguments(layout, tasks, call.z.device),
+        }
         launch(
-            compiled.REACH_STATES,
-            (self.call.layout.image_chunks, reaching.compiled.length),
-            table=reaching.compiled.table,
-            layers=reaching.layers.table,
-            states=self.call.states,
-            **self._compiled(reaching.windows),
+            compiled.REACH,
+            (layout.image_chunks * length, 1),
+            tasks=tasks.tasks.table,
+            waits=tasks.waits.table,
+            counters=self.slots["counters"],
+            candidates=tasks.candidates.table,
+            seconds=tasks.seconds.table,
+            groups=tasks.groups.table,
+            layers=tasks.layers.table,
+            states=call.states,
+            chunks=layout.image_chunks,
+            weight_gradients=self.collected.weight_gradients if self.for_weights else None,
+            eps=call.eps,
+            pitch=layout.plan.channels,
+            **told,
         )

@@ -16,38 +16,51 @@ from da2s_fast.kernels.schedule import Slot
 from da2s_fast.ops._backend import define_operator, has_kernel
 from da2s_fast.ops.cell.operations import DENSE
 from da2s_fast.ops.cell.triton.layout import Layout
-from da2s_fast.ops.cell.triton.packs import Windows
+from da2s_fast.ops.cell.triton.node_tasks import NodeTasks
+from da2s_fast.ops.cell.triton.packs import Windows, most_rows
+from da2s_fast.ops.cell.triton.reach_tasks import ReachTasks
 
-# grid: programs along its axes. shared: bytes of shared memory. The rest is csrc/cuda/cell's
-# `Convolve`.
-_CONVOLVE = define_operator(
-    "cell_convolve(int[] grid, Tensor table, Tensor packs, Tensor source, Tensor(a!) z, "
-    "Tensor weights, Tensor(b!) moments, Tensor(c!) statistics, int pixels, int chunk_pixels, "
-    "float eps, int height, int width, int pitch, bool known, int halo, int taps, int log_width, "
-    "int log_height, int log_images, int channels, bool second, int shared) -> ()"
+# grid: programs along its axes. shared: bytes of shared memory. The rest is `Nodes` of csrc/cuda.
+_NODES = define_operator(
+    "cell_nodes(int[] grid, Tensor tasks, Tensor waits, Tensor(a!) counters, Tensor packs, "
+    "Tensor layers, Tensor mixes, Tensor mixed, Tensor(b!) states, Tensor(c!) z, Tensor weights, "
+    "Tensor p_weights, Tensor? g_weights, Tensor(d!)? moments, Tensor(e!) statistics, "
+    "Tensor(f!)? output, int[] output_strides, int pixels, int chunk_pixels, float eps, "
+    "int height, int width, int images, int chunks, int operations, int pitch, bool known, "
+    "int type, int halo, int second_halo, int taps, int log_width, int log_height, "
+    "int log_images, int channels, int shared) -> ()"
 )
-# Likewise `Reach`; layers and states are those of first layers, weight_gradients are None where
-# weights want none.
+# Likewise `Reach`; weight_gradients are None where weights want none.
 _REACH = define_operator(
-    "cell_reach(int[] grid, Tensor table, Tensor? layers, Tensor? states, Tensor z, "
-    "Tensor(a!) gradients, Tensor weights, Tensor(b!)? weight_gradients, Tensor p_weights, "
-    "Tensor? g_weights, Tensor statistics, Tensor(c!) sums, int pixels, int weight_count, "
-    "float eps, int height, int width, int images, int operations, int pitch, int halo, int taps, "
-    "int log_width, int log_height, int log_images, int channels, int shared) -> ()"
+    "cell_reach(int[] grid, Tensor tasks, Tensor waits, Tensor(a!) counters, Tensor candidates, "
+    "Tensor seconds, Tensor groups, Tensor layers, Tensor states, Tensor z, Tensor(b!) gradients, "
+    "Tensor weights, Tensor(c!)? weight_gradients, Tensor p_weights, Tensor? g_weights, "
+    "Tensor statistics, Tensor(d!) sums, int pixels, int weight_count, float eps, int height, "
+    "int width, int chunks, int images, int operations, int pitch, int halo, int inner_halo, "
+    "int taps, int log_width, int log_height, int log_images, int channels, int shared) -> ()"
 )
-CONVOLVE = CudaKernel("cell_convolve", torch.ops.da2s_fast.cell_convolve)
-REACH_INNER = CudaKernel("cell_reach_inner", torch.ops.da2s_fast.cell_reach)
-REACH_STATES = CudaKernel("cell_reach_states", torch.ops.da2s_fast.cell_reach)
+NODES = CudaKernel("cell_nodes", torch.ops.da2s_fast.cell_nodes)
+REACH = CudaKernel("cell_reach", torch.ops.da2s_fast.cell_reach)
 
 # As in csrc/cuda/cell/table.cuh and tile.cuh.
 _CHANNELS = (4, 8, 16, 32, 64)
-_MOST_ROWS, _COLUMNS, _WARPS = 8, 28, 8
+_COLUMNS, _WARPS = 28, 8
+_PROGRAM = 8
+"""Numbers of 8 bytes that a program of `REACH` knows of itself."""
+_TURN = 4
+"""Likewise of `NODES`."""
 _TILE = 4096
-"""Numbers of z of a tile."""
+"""Numbers of z of a whole tile."""
+_THREADS = 256
 _RUN = 3
-"""Least logarithm of a tile's width."""
-_SHARED, _SHARED_OF_TWO = 163 << 10, 81 << 10
-"""Bytes that a program may have with compute capability 8.0, and each of two."""
+"""Least logarithm of a tile's width: a thread's neighbouring outputs of a depthwise convolution."""
+_SHARED = 163 << 10
+"""Bytes that a program may have with compute capability 8.0."""
+_RESERVED = 1 << 10
+"""Bytes that CUDA takes for itself, of a multiprocessor's, for every program."""
+
+OUTPUT_TYPES = (torch.float32, torch.float16, torch.bfloat16)
+"""In the order of csrc/cuda/cell/mix.cuh."""
 
 
 class Tile(NamedTuple):
@@ -57,28 +70,55 @@ class Tile(NamedTuple):
     log_height: int
     log_images: int
 
+    def numbers(self, channels: int) -> int:
+        """Of z."""
+        return channels << sum(self)
+
+    @property
+    def half(self) -> Tile:
+        """With half the images, or rows where there is one image."""
+        if self.log_images:
+            return self._replace(log_images=self.log_images - 1)
+        return self._replace(log_height=self.log_height - 1)
+
 
 _POOL = Windows(halo=1, taps=0, stride=1)
 """Of a pool's outputs."""
 
 
 def tile_of(
-    channels: int, height: int, width: int, shared_of: Callable[[Tile], int]
+    channels: int, height: int, width: int, memory: int, shared_of: Callable[[Tile], int]
 ) -> dict[str, int]:
     """The tile by the operators' parameters, with its bytes of shared memory.
 
-    As large as threads can take, unless shared memory is short. Rows are whole; there are several
-    images only if all of their rows are there. Images are left out until a multiprocessor has room
-    for two programs, then rows until there is room for one.
+    A whole one, as large as threads can take, unless shared memory is short. Rows are whole; there
+    are several images only if all of their rows are there.
+
+    Args:
+        channels: of a pixel.
+        height: of an image of the output.
+        width: likewise.
+        memory: bytes that a program may have.
+        shared_of: bytes that it needs for a tile.
     """
     log_width = max(_RUN, (width - 1).bit_length())
     left = max(0, (_TILE // channels).bit_length() - 1 - log_width)
     log_height = min(left, (height - 1).bit_length())
     tile = Tile(log_width, log_height, left - log_height)
-    while tile.log_images and shared_of(tile) > _SHARED_OF_TWO:
-        tile = tile._replace(log_images=tile.log_images - 1)
-    while tile.log_height and shared_of(tile) > _SHARED:
-        tile = Tile(log_width, tile.log_height - 1, 0)
+    # With more, the tiles of A100 and H100 stay those that were measured.
+    most = min(memory, _SHARED)
+    each_of_two = (most + _RESERVED) // 2 - _RESERVED
+    if most == _SHARED:
+        # Images are left out until a multiprocessor has room for two programs.
+        while tile.log_images and shared_of(tile) > each_of_two:
+            tile = tile.half
+    while tile.log_images + tile.log_height and shared_of(tile) > most:
+        tile = tile.half
+    # Half the images cost little where two programs then hide each other's barriers, and each
+    # thread still has a run.
+    several = tile.log_images > 0 and tile.numbers(channels) > _THREADS << _RUN
+    if several and shared_of(tile) > each_of_two >= shared_of(tile.half):
+        tile = tile.half
     return {**tile._asdict(), "shared": shared_of(tile)}
 
 
@@ -89,58 +129,75 @@ def _input_of(tile: Tile, windows: Windows) -> int:
     return (rows << tile.log_images) * columns
 
 
-def convolve_arguments(layout: Layout, windows: Windows, second: bool) -> dict[str, Any]:
-    """What a launch of `CONVOLVE` needs to know of a cell, by the operator's parameters."""
+def nodes_arguments(layout: Layout, tasks: NodeTasks, device: torch.device) -> dict[str, Any]:
+    """What a launch of `NODES` needs to know of a cell, by the operator's parameters."""
     c = layout.plan.mixed_channels
+    first, second = tasks.windows, tasks.second_windows
+    taps = max(first.taps, second.taps)
 
     def shared(tile: Tile) -> int:  # `Room` of csrc/cuda/cell/convolve.cuh
-        doubles = _MOST_ROWS * (2 * c + _COLUMNS)
-        weights = 2 * (c + windows.taps) * c
-        small = c * (2 + _MOST_ROWS + 2 * _WARPS)
-        return 8 * doubles + 4 * (small + _TILE + weights + _input_of(tile, windows) * c)
+        rows = most_rows(c)
+        between = max(tile.numbers(c), 2 * _THREADS)
+        inputs = max(_input_of(tile, first), _input_of(tile, second)) * c
+        mixes = 2 * c * tasks.most + _TILE  # of csrc/cuda/cell/mix.cuh
+        singles = c * (2 + rows + 2 * _WARPS) + max((c + taps) * c + between + inputs, mixes)
+        return 8 * (rows * (2 * c + _COLUMNS) + _TURN) + 4 * singles
 
-    tile = tile_of(c, *layout.after, shared)
-    return {"halo": windows.halo, "taps": windows.taps, **tile, "channels": c, "second": second}
+    return {
+        "halo": first.halo,
+        "second_halo": second.halo,
+        "taps": taps,
+        **tile_of(c, *layout.after, _shared_memory(device), shared),
+        "channels": c,
+    }
 
 
-def reach_arguments(layout: Layout, windows: Windows) -> dict[str, Any]:
-    """As `convolve_arguments`, for `REACH_INNER` and `REACH_STATES`."""
+def reach_arguments(layout: Layout, tasks: ReachTasks, device: torch.device) -> dict[str, Any]:
+    """As `nodes_arguments`, for `REACH`."""
     c = layout.plan.mixed_channels
+    windows, inner = tasks.windows, tasks.inner_windows
+    taps = max(windows.taps, inner.taps)
 
     def shared(tile: Tile) -> int:  # `ReachRoom` of csrc/cuda/cell/reach.cuh
-        weights = (c + windows.taps) * c
+        weights = (c + taps) * c
         small = c * (4 + 2 + 2 * _WARPS)
-        room = 3 * _TILE + _input_of(tile, windows) * c
+        numbers = tile.numbers(c) if c > 16 else _TILE
+        room = 3 * numbers + max(_input_of(tile, windows), _input_of(tile, inner)) * c
         pools = 2 * _input_of(tile, _POOL) * c  # `collect_pool` of csrc/cuda/cell/collect.cuh
-        return 8 * (2 * c + _COLUMNS) + 4 * (small + weights + max(room, pools))
+        # `write_products` and `write_taps` of csrc/cuda/cell/pull.cuh; `coefficients` needs less.
+        parts = max(16, taps) * _THREADS
+        behind = max(room, pools, parts)
+        return 8 * (2 * c + _COLUMNS + _PROGRAM) + 4 * (small + weights + behind)
 
-    tile = tile_of(c, *layout.after, shared)
-    return {"halo": windows.halo, "taps": windows.taps, **tile, "channels": c}
+    return {
+        "halo": windows.halo,
+        "inner_halo": inner.halo,
+        "taps": taps,
+        **tile_of(c, *layout.after, _shared_memory(device), shared),
+        "channels": c,
+    }
 
 
-def convolve_reason(layout: Layout, windows: Windows, second: bool, z: Slot) -> str | None:
-    """Say why `CONVOLVE` cannot take the layers of a node; None where it can."""
-    if reason := _reason(layout, z):
+def nodes_reason(layout: Layout, tasks: NodeTasks, p: Slot, g: Slot | None, z: Slot) -> str | None:
+    """Say why `NODES` cannot take a cell; None where it can."""
+    if reason := _reason(layout, p, g, z):
         return reason
     channels = layout.plan.mixed_channels
-    if not second and any(name in DENSE for name in layout.plan.operations):
+    if any(name in DENSE for name in layout.plan.operations):
         return "dense convolutions are among the candidates"
-    if not second and layout.halves and channels % 8:
+    if layout.halves and channels % 8:
         return f"FactorizedReduce has {channels} channels, no multiple of 8"
-    return _shared_reason(convolve_arguments(layout, windows, second), z.device)
+    return _shared_reason(nodes_arguments(layout, tasks, z.device), z.device)
 
 
-def reach_reason(layout: Layout, windows: Windows, p: Slot, g: Slot | None, z: Slot) -> str | None:
-    """Say why `REACH_INNER` or `REACH_STATES` cannot take layers of a node; None where it can."""
-    if reason := _reason(layout, z):
+def reach_reason(layout: Layout, tasks: ReachTasks, p: Slot, g: Slot | None, z: Slot) -> str | None:
+    """Say why `REACH` cannot take a cell; None where it can."""
+    if reason := _reason(layout, p, g, z):
         return reason
-    for name, weights in (("p", p), ("g", g)):
-        if weights is not None and weights.dtype != torch.float32:
-            return f"{name} is {weights.dtype}"
-    return _shared_reason(reach_arguments(layout, windows), z.device)
+    return _shared_reason(reach_arguments(layout, tasks, z.device), z.device)
 
 
-def _reason(layout: Layout, z: Slot) -> str | None:
+def _reason(layout: Layout, p: Slot, g: Slot | None, z: Slot) -> str | None:
     channels, width = layout.plan.mixed_channels, layout.after[1]
     if reason := _library_reason(z.device):
         return reason
@@ -150,6 +207,9 @@ def _reason(layout: Layout, z: Slot) -> str | None:
         return f"candidates see {channels} channels, which are not among {_CHANNELS}"
     if (width - 1).bit_length() > (_TILE // channels).bit_length() - 1:
         return f"{width} pixels of {channels} channels are more than a tile"
+    for name, weights in (("p", p), ("g", g)):
+        if weights is not None and weights.dtype != torch.float32:
+            return f"{name} is {weights.dtype}"
     return None
 
 
@@ -163,7 +223,7 @@ def _shared_reason(arguments: dict[str, Any], device: torch.device) -> str | Non
 def _library_reason(device: torch.device) -> str | None:
     if device.type != "cuda":
         return f"a tensor is on {device}"
-    return None if has_kernel(_CONVOLVE, "cuda") else "the CUDA library was not compiled"
+    return None if has_kernel(_NODES, "cuda") else "the CUDA library was not compiled"
 
 
 def _shared_memory(device: torch.device) -> int:

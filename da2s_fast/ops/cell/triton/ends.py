@@ -10,7 +10,7 @@ from da2s_fast.kernels.cell import prepare_backward
 from da2s_fast.kernels.launch import launch
 from da2s_fast.kernels.schedule import Slot
 from da2s_fast.ops._triton import launched_as
-from da2s_fast.ops.cell.triton.forward import Call, cdiv
+from da2s_fast.ops.cell.triton.call import Call, cdiv
 from da2s_fast.ops.cell.triton.layout import ENOUGH_PROGRAMS, block_of
 
 _ADDED = 256  # numbers that a program adds up over the chunks

@@ -12,9 +12,7 @@ A launch ends where a barrier stands; whoever comes behind it merges the chunks'
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Hashable, Mapping
 
 import torch
 from torch import Tensor
@@ -24,129 +22,18 @@ from da2s_fast.kernels.cell import convolve, mix, prepare
 from da2s_fast.kernels.launch import launch
 from da2s_fast.kernels.schedule import Slot
 from da2s_fast.ops._layout import memory_format_of
-from da2s_fast.ops._triton import launched_as, precision_of, rounds_to_tf32
+from da2s_fast.ops._triton import launched_as, rounds_to_tf32
 from da2s_fast.ops.cell.operator import accumulation_dtype
-from da2s_fast.ops.cell.triton import compiled
+from da2s_fast.ops.cell.triton.call import Call, Settings, by_name, call_of, cdiv, settings_of
 from da2s_fast.ops.cell.triton.layout import (
     ENOUGH_PROGRAMS,
     TF32_MARK,
-    Layout,
     block_of,
     layout_of,
 )
-from da2s_fast.ops.cell.triton.packs import Packs, Rows
-from da2s_fast.ops.cell.triton.tables import Round, Tables, tables_of
-
-
-class Settings(NamedTuple):
-    """What decides about launches besides the tensors' types, shapes and strides.
-
-    Attributes:
-        key: of `layout_of`.
-        frozen: norms whose statistics are given.
-        eps: of the norms.
-        tf32: float32 may be rounded to TF32 in products; both passes do the same.
-    """
-
-    key: tuple[tuple[int, ...], int, tuple[tuple[int, ...], ...], bool]
-    frozen: tuple[int, ...]
-    eps: float
-    tf32: bool
-
-
-def settings_of(  # noqa: PLR0917 - the schema's arguments
-    inputs: Sequence[Tensor],
-    plan: Sequence[int],
-    frozen: Sequence[int],
-    eps: float,
-    save: bool,
-    tf32: bool,
-) -> Settings:
-    """From the arguments of either operator."""
-    sizes = tuple([tuple(x.shape[1:]) for x in inputs])
-    return Settings((tuple(plan), inputs[-1].shape[0], sizes, save), tuple(frozen), eps, tf32)
-
-
-@dataclass
-class Call:
-    """What both passes work on; slots stand for the tensors.
-
-    Attributes:
-        layout: where everything is.
-        tables: what programs do.
-        inputs: as given.
-        p: (edges, operations).
-        g: (edges,) or None.
-        weights: flat, in the arithmetic's type.
-        states: flat.
-        z: flat.
-        moments: flat, float64; None where all statistics are known.
-        statistics: flat.
-        eps: of the norms.
-        known: all statistics are known.
-        tf32: see `Settings`.
-    """
-
-    layout: Layout
-    tables: Tables
-    inputs: Sequence[Slot]
-    p: Slot
-    g: Slot | None
-    weights: Slot
-    states: Slot
-    z: Slot
-    moments: Slot | None
-    statistics: Slot
-    eps: float
-    known: bool
-    tf32: bool
-
-    @property
-    def strides(self) -> tuple[tuple[int, ...], ...]:
-        """Of the inputs."""
-        return tuple(x.stride() for x in self.inputs)
-
-    @property
-    def sizes(self) -> tuple[tuple[int, ...], ...]:
-        """Height and width of the inputs."""
-        return tuple(tuple(x.shape[2:]) for x in self.inputs)
-
-    def products(self, channels: int) -> dict[str, Any]:
-        """How products over so many channels are taken, by kernel parameter.
-
-        Below 16 channels, and in double precision, tensor shapes would be mostly empty, or are not
-        there: sums of products then.
-        """
-        block = block_of(channels)
-        exact = self.states.dtype == torch.float64
-        return {
-            "DOT": block >= 16 and not exact,
-            "PRECISION": precision_of(self.inputs[-1].dtype, self.tf32),
-            "BLOCK": min(block, 16) if exact else block,
-            "PIXELS": self.layout.tile,
-        }
-
-    @property
-    def few(self) -> bool:
-        """Whether candidates see few channels, in the terms of `kernels.tuning`."""
-        few = block_of(self.layout.plan.mixed_channels) < 16
-        return few and self.states.dtype == torch.float32
-
-    def area(self, state: int) -> dict[str, int]:
-        """A state's size, by kernel parameter."""
-        height, width = self.layout.size(state)
-        pixels = self.layout.pixels(state)
-        return {
-            "pixels": pixels,
-            "height": height,
-            "width": width,
-            "tiles_per_chunk": self.layout.tiles_per_chunk(pixels),
-        }
-
-
-def cdiv(a: int, b: int) -> int:
-    """Division, rounded up."""
-    return -(-a // b)
+from da2s_fast.ops.cell.triton.nodes import make_nodes
+from da2s_fast.ops.cell.triton.packs import Rows
+from da2s_fast.ops.cell.triton.tables import Round
 
 
 def cell(  # noqa: PLR0917 - the schema's arguments
@@ -183,6 +70,7 @@ def cell(  # noqa: PLR0917 - the schema's arguments
         "statistics": statistics,
         "output": output,
         "moments": x.new_empty((layout.moments_size,), dtype=torch.float64),
+        "made": x.new_empty((layout.counters,), dtype=torch.int32),
     }
     if not save:
         tensors["z"] = x.new_empty((layout.z_size,), dtype=dtype)
@@ -190,37 +78,15 @@ def cell(  # noqa: PLR0917 - the schema's arguments
     return output, statistics, saved
 
 
-def by_name(inputs: Sequence[Tensor], p: Tensor, g: Tensor | None) -> dict[Hashable, Tensor]:
-    """What both passes are given, by the names of their slots."""
-    return {**dict(enumerate(inputs)), "p": p, **({} if g is None else {"g": g})}
-
-
-def call_of(slots: Mapping[Hashable, Slot], settings: Settings, *, backward: bool) -> Call:
-    """What a pass works on, from the slots of its tensors; z has its own if it is not saved."""
-    layout, saved = layout_of(*settings.key), slots["saved"]
-    return Call(
-        layout,
-        tables_of(*settings.key, settings.frozen, backward, saved.device),
-        [slots[place] for place in range(layout.plan.inputs)],
-        slots["p"],
-        slots.get("g"),
-        saved,
-        saved.narrow(0, layout.states_start, layout.states_size),
-        slots.get("z") or saved.narrow(0, layout.z_start, layout.z_size),
-        slots.get("moments"),
-        slots["statistics"],
-        settings.eps,
-        known=backward,
-        tf32=settings.tf32,
-    )
-
-
 def _forward(slots: Mapping[Hashable, Slot], settings: Settings) -> None:
     """All launches."""
     call = call_of(slots, settings, backward=False)
     _prepare(call)
+    if call.compiled:
+        make_nodes(call, sum(call.tables.making.lengths), slots["output"])
+        return
     for step in call.tables.rounds:
-        layers(call, step)
+        _layers(call, step)
         _mix(call, step, slots["output"])
 
 
@@ -255,6 +121,8 @@ def _prepare(call: Call) -> None:
         table=tables.inputs.table,
         statistics=call.statistics,
         states=call.states,
+        counters=call.made if call.compiled else None,
+        COUNTERS=layout.counters,
         EPS=call.eps,
         CHUNKS=layout.chunks,
         PIXELS=options["PIXELS"],
@@ -263,40 +131,24 @@ def _prepare(call: Call) -> None:
     )
 
 
-def layers(call: Call, step: Round) -> None:
+def layers_again(call: Call, place: int) -> None:
+    """Layers of a node in the backward pass, which has the last node in the first place."""
+    if call.compiled:
+        make_nodes(call, call.tables.making.lengths[place], None)
+    else:
+        _layers(call, call.tables.rounds[-1 - place])
+
+
+def _layers(call: Call, step: Round) -> None:
     """First and second layers of the edges that enter a node, and pools."""
     if step.first.length:
-        _convolve(call, step.node, step.first, step.first_packs, second=False)
+        _convolve(call, step.node, step.first, second=False)
     if step.second.length:
-        _convolve(call, step.node, step.second, step.second_packs, second=True)
+        _convolve(call, step.node, step.second, second=True)
 
 
-def _convolve(call: Call, node: int, own: Rows, packs: Packs, second: bool) -> None:
+def _convolve(call: Call, node: int, own: Rows, second: bool) -> None:
     layout, plan = call.layout, call.layout.plan
-    tensors: dict[str, Any] = {
-        "table": own.table,
-        "source": call.z if second else call.states,
-        "z": call.z,
-        "weights": call.weights,
-        "moments": call.moments,
-        "statistics": call.statistics,
-        "pitch": plan.mixed_channels if second else plan.channels,
-    }
-    area = call.area(node)
-    if compiled.convolve_reason(layout, packs.windows, second, call.z) is None:
-        tiles = area.pop("tiles_per_chunk")
-        launch(
-            compiled.CONVOLVE,
-            (layout.chunks, packs.rows.length),
-            packs=packs.rows.table,
-            chunk_pixels=tiles * layout.tile,
-            eps=call.eps,
-            known=call.known,
-            **tensors,
-            **area,
-            **compiled.convolve_arguments(layout, packs.windows, second),
-        )
-        return
     options = call.products(plan.mixed_channels)
     launch(
         convolve.convolve,
@@ -313,8 +165,14 @@ def _convolve(call: Call, node: int, own: Rows, packs: Packs, second: bool) -> N
         KNOWN=call.known,
         EPS=call.eps,
         CHUNKS=layout.chunks,
-        **tensors,
-        **area,
+        table=own.table,
+        source=call.z if second else call.states,
+        z=call.z,
+        weights=call.weights,
+        moments=call.moments,
+        statistics=call.statistics,
+        pitch=plan.mixed_channels if second else plan.channels,
+        **call.area(node),
         **options,
     )
 

@@ -79,7 +79,7 @@ class Layout:
         moments: partial moments, (chunks, 2, channels), of layers, pools and inputs.
         sums: partial sums of gradients, likewise; by edge, operation and half, and of inputs.
         reached: room for gradients before the product of layers: second layers of a node have
-            their own, first layers one per edge; those of other nodes lie there too.
+            their own, first layers one per edge; those of other nodes lie there too, see `rooms`.
         inner: gradients at inner norms, likewise.
         gradients: of the states.
     """
@@ -273,22 +273,33 @@ class Layout:
         """Numbers of all moments."""
         return self._moments[3]
 
+    @property
+    def rooms(self) -> int:
+        """How many nodes' gradients there is room for: of two that are worked on at once.
+
+        Where z are computed again, it is one node after the other.
+        """
+        return 2 if self.save else 1
+
     @cached_property
     def _gradients(self) -> tuple[list[int], dict[Key, int], dict[Key, int], int]:
         room = Room()
         states = [room.take(self.pixels(s) * self.plan.channels) for s in self.plan.states]
-        start, most = room.used, room.used
         reached: dict[Key, int] = {}
         inner: dict[Key, int] = {}
-        for node in self.plan.states[self.plan.inputs :]:
-            room.used = start  # those of one node after the other
-            for edge in self.plan.entering(node):
-                layers = self.layers(edge)
-                second = [(edge.row, name, 1) for _, name, half in layers if half == 0]
-                reached |= dict.fromkeys(layers, room.take(self._one))
-                reached |= {key: room.take(self._one) for key in second}
-                inner |= {key: room.take(self._one) for key in layers if key[2] == 0}
-            most = max(most, room.used)
+        nodes = self.plan.states[: self.plan.inputs - 1 : -1]
+        most = room.used
+        for own in range(self.rooms):
+            start = most
+            for node in nodes[own :: self.rooms]:
+                room.used = start  # those of one node after the other
+                for edge in self.plan.entering(node):
+                    layers = self.layers(edge)
+                    second = [(edge.row, name, 1) for _, name, half in layers if half == 0]
+                    reached |= dict.fromkeys(layers, room.take(self._one))
+                    reached |= {key: room.take(self._one) for key in second}
+                    inner |= {key: room.take(self._one) for key in layers if key[2] == 0}
+                most = max(most, room.used)
         return states, reached, inner, most
 
     @property
@@ -344,6 +355,17 @@ class Layout:
     def sums_size(self) -> int:
         """Numbers of all sums."""
         return self._sums[3]
+
+    @cached_property
+    def counters(self) -> int:
+        """More, as a power of two, than csrc/cuda's kernels need for their tasks.
+
+        One for tickets, three for every state before every node, one for every node, and one for
+        every pack of layers and pools.
+        """
+        nodes = self.plan.states[self.plan.inputs :]
+        most = 1 + 3 * sum(nodes) + len(nodes) + len(self.moments) + len(self.pool_moments)
+        return 1 << most.bit_length()
 
     @property
     def saved_size(self) -> int:

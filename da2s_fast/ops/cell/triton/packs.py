@@ -13,8 +13,6 @@ from da2s_fast.kernels.cell.rows import Layer, Pack
 from da2s_fast.ops.cell.triton.layout import ENOUGH_PROGRAMS
 
 POOL_KINDS = (rows.MAXIMUM.value, rows.AVERAGE.value)
-_MOST_ROWS = 8
-"""Of a pack, see csrc/cuda/cell/table.cuh."""
 _SECTOR = 4  # numbers
 
 
@@ -40,18 +38,6 @@ class Windows(NamedTuple):
     stride: int
 
 
-class Packs(NamedTuple):
-    """Rows of layers by their input.
-
-    Attributes:
-        rows: of `Pack`.
-        windows: of the layers.
-    """
-
-    rows: Rows
-    windows: Windows
-
-
 def windows_of(layers: Sequence[Layer]) -> Windows:
     """The largest halo, number of taps and stride."""
     return Windows(
@@ -61,9 +47,14 @@ def windows_of(layers: Sequence[Layer]) -> Windows:
     )
 
 
-def packs_of(layers: Sequence[Layer], chunks: int) -> list[Pack]:
+def most_rows(channels: int) -> int:
+    """Of a pack, see csrc/cuda/cell/table.cuh."""
+    return min(8, 192 // channels)
+
+
+def packs_of(layers: Sequence[Layer], chunks: int, channels: int) -> list[Pack]:
     """Neighbours that read the same input: the more, the more programs are left nevertheless."""
-    most = max(1, min(_MOST_ROWS, len(layers) * chunks // ENOUGH_PROGRAMS))
+    most = max(1, min(most_rows(channels), len(layers) * chunks // ENOUGH_PROGRAMS))
     found: list[Pack] = []
     for place, row in enumerate(layers):
         pool = int(row.kind in POOL_KINDS)

@@ -9,7 +9,7 @@ from da2s_fast.kernels.cell import rows
 from da2s_fast.kernels.cell.rows import Group, Layer
 from da2s_fast.ops.cell.plan import EdgePlan
 from da2s_fast.ops.cell.triton.cell_rows import CellRows
-from da2s_fast.ops.cell.triton.packs import POOL_KINDS, Rows, Windows, windows_of
+from da2s_fast.ops.cell.triton.packs import POOL_KINDS, Rows
 
 _WITHOUT_LAYERS = (*POOL_KINDS, rows.SKIP.value, rows.NOTHING.value, rows.BYPASS.value)
 
@@ -21,36 +21,36 @@ class Reaching(NamedTuple):
         layers: the rows of all groups, of a group those first that csrc/cuda has a kernel for,
             separable convolutions before all others.
         groups: of all rows.
-        compiled: of those that csrc/cuda has a kernel for.
-        others: of all but those; no groups where there are none.
-        windows: of separable convolutions.
-        separable: whether there are any of those.
-        dense: whether dense convolutions are among the others.
+        others: of those that csrc/cuda has no kernel for; no groups where there are none.
+        separable: whether separable convolutions are among the rows.
+        dense: whether dense convolutions are.
     """
 
     layers: Rows
     groups: Rows
-    compiled: Rows
     others: Rows
-    windows: Windows
     separable: bool
     dense: bool
 
 
 class ReachingRows(NamedTuple):
-    """The same before it is uploaded."""
+    """The same before it is uploaded, and the groups of rows that csrc/cuda has a kernel for."""
 
     layers: list[Layer]
     groups: list[Group]
     compiled: list[Group]
     others: list[Group]
 
-    def uploaded(self, layers: Rows, groups: Rows, compiled: Rows, others: Rows) -> Reaching:
+    @property
+    def lists(self) -> list[Sequence[tuple[int, ...]]]:
+        """What is uploaded."""
+        return [self.layers, self.groups, self.others]
+
+    def uploaded(self, layers: Rows, groups: Rows, others: Rows) -> Reaching:
         """With these lists on the device."""
         kinds = {row.kind for row in self.layers}
-        windows = windows_of([row for row in self.layers if _is_separable(row)])
         separable, dense = rows.SEPARABLE.value in kinds, rows.DENSE.value in kinds
-        return Reaching(layers, groups, compiled, others, windows, separable, dense)
+        return Reaching(layers, groups, others, separable, dense)
 
 
 def reaching_of(

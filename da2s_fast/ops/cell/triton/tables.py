@@ -13,14 +13,14 @@ from da2s_fast.kernels.cell import rows
 from da2s_fast.kernels.cell.rows import Layer, Pack
 from da2s_fast.ops.cell.triton.cell_rows import CellRows
 from da2s_fast.ops.cell.triton.layout import layout_of
+from da2s_fast.ops.cell.triton.node_tasks import MadeNode, NodeTaskRows, NodeTasks
 from da2s_fast.ops.cell.triton.packs import (
     POOL_KINDS,
-    Packs,
     Rows,
     packs_of,
     upload,
-    windows_of,
 )
+from da2s_fast.ops.cell.triton.reach_tasks import ReachedNode, ReachTaskRows, ReachTasks
 from da2s_fast.ops.cell.triton.reaching import Reaching, ReachingRows, reaching_of
 
 
@@ -30,8 +30,6 @@ class Round(NamedTuple):
     Attributes:
         first: first layers and pools of its edges, one source after the other.
         second: second layers of separable convolutions.
-        first_packs: of the former.
-        second_packs: of the latter, each its own.
         candidates: how many it has.
         mixed: all of them, then, with partial channels, a bypass for every edge.
         reaching: what reaches states.
@@ -40,8 +38,6 @@ class Round(NamedTuple):
     node: int
     first: Rows
     second: Rows
-    first_packs: Packs
-    second_packs: Packs
     candidates: int
     mixed: Rows
     reaching: Reaching
@@ -57,6 +53,8 @@ class Tables(NamedTuple):
         states: a group without rows for every state.
         normalized: one row for every preprocessed input.
         candidates: every candidate and bypass of all nodes.
+        making: tasks of csrc/cuda's forward kernel.
+        reaching: of its backward kernel.
     """
 
     parts: Rows
@@ -65,6 +63,8 @@ class Tables(NamedTuple):
     states: Rows
     normalized: Rows
     candidates: Rows
+    making: NodeTasks
+    reaching: ReachTasks
 
 
 @lru_cache(maxsize=256)
@@ -92,6 +92,10 @@ def tables_of(  # noqa: PLR0917 - a key of the cache
     cell = CellRows(layout_of(code, batch, sizes, save), frozenset(frozen))
     plan = cell.plan
     rounds = [_round_of(cell, node, again) for node in plan.states[plan.inputs :]]
+    making = NodeTaskRows(cell, [own.made for own in rounds], again)
+    reaching = ReachTaskRows(
+        cell, [ReachedNode(own.node, own.mixed, own.second, own.reaching) for own in rounds]
+    )
     lists: list[Sequence[tuple[int, ...]]] = [
         [part for i in plan.preprocess_norms for part in cell.parts(i)],
         [cell.input(i) for i in range(plan.inputs)],
@@ -99,8 +103,11 @@ def tables_of(  # noqa: PLR0917 - a key of the cache
         [cell.input_sums(i) for i in plan.preprocess_norms],
         [row for own in rounds for row in own.mixed],
     ]
-    on_device = iter(upload([*lists, *(rows for own in rounds for rows in own.lists)], device))
+    by_round = [rows for own in rounds for rows in own.lists]
+    on_device = iter(upload([*lists, *making.lists, *reaching.lists, *by_round], device))
     parts, inputs, states, normalized, candidates = islice(on_device, len(lists))
+    made = making.uploaded([*islice(on_device, len(making.lists))])
+    reached = reaching.uploaded([*islice(on_device, len(reaching.lists))])
     return Tables(
         parts,
         inputs,
@@ -108,6 +115,8 @@ def tables_of(  # noqa: PLR0917 - a key of the cache
         states,
         normalized,
         candidates,
+        made,
+        reached,
     )
 
 
@@ -124,18 +133,20 @@ class _RoundRows(NamedTuple):
 
     @property
     def lists(self) -> list[Sequence[tuple[int, ...]]]:
-        own = (self.first, self.second, self.first_packs, self.second_packs, self.mixed)
-        return [*own, *self.reaching]
+        return [self.first, self.second, self.mixed, *self.reaching.lists]
+
+    @property
+    def made(self) -> MadeNode:
+        own = self.first, self.second, self.first_packs, self.second_packs, self.mixed
+        return MadeNode(self.node, *own)
 
     def uploaded(self, lists: Sequence[Rows]) -> Round:
         """With its lists on the device."""
-        first, second, first_packs, second_packs, mixed, *reaching = lists
+        first, second, mixed, *reaching = lists
         return Round(
             self.node,
             first,
             second,
-            Packs(first_packs, windows_of(self.first)),
-            Packs(second_packs, windows_of(self.second)),
             sum(row.kind != rows.BYPASS.value for row in self.mixed),
             mixed,
             self.reaching.uploaded(*reaching),
@@ -159,8 +170,8 @@ def _round_of(cell: CellRows, node: int, again: bool) -> _RoundRows:
         node,
         first,
         second,
-        packs_of(first, layout.chunks),
-        packs_of(second, layout.chunks),
+        packs_of(first, layout.chunks, plan.mixed_channels),
+        packs_of(second, layout.chunks, plan.mixed_channels),
         mixed,
         reaching_of(cell, node, edges, mixed),
     )

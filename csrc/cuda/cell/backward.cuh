@@ -1,0 +1,37 @@
+// The cell's backward pass from the sums of its last node's candidates to the gradients of the
+// states: for every node, the last first, the sums of its candidates, its second layers down to
+// their inner norms, and all that reaches the states before it.
+//
+// One launch has all of these tasks (task.cuh) of all nodes, or those of one node. What a task
+// waits for, `tasks.py` of the driver knows. So a GPU's multiprocessors have work while the last
+// programs of a task run, where a launch for each would leave them idle.
+#pragma once
+
+#include "candidate_sums.cuh"
+#include "reach_states.cuh"
+#include "task.cuh"
+
+namespace da2s_fast::cell {
+
+// kMost: the largest kernel among the rows; those of 7x7 take the registers of two programs.
+template <int C, int kMost>
+__device__ __forceinline__ void reach(const Reach& call, char* shared) {
+  const ReachRoom<C> room(shared, call);
+  if (threadIdx.x == 0) {
+    const int ticket = next_ticket(call.counters);
+    begin(call, ticket / call.chunks, ticket % call.chunks, room.program);
+  }
+  __syncthreads();
+  const auto task = [&] { return call.tasks + int64_t(room.program->task) * kTask; };
+  wait_for(task(), call.waits, call.counters);
+  const int row = static_cast<int>(task()[kTaskRow]), work = static_cast<int>(task()[kTaskWork]);
+  if (work == kWorkStates)
+    reach_states<C, kMost>(call, room, call.groups + row * kGroup);
+  else if (work == kWorkInner)
+    reach_inner<C, kMost>(call, room, call.seconds + row * kLayer);
+  else
+    candidate_sums<C>(call, room, call.candidates + row * kLayer);
+  done(task(), call.counters);
+}
+
+}  // namespace da2s_fast::cell

@@ -167,10 +167,9 @@ def _network_section(report: Report) -> list[str]:
         "image. DRAM is",
         "what moves if nothing stays in the cache from launch to launch: the different sectors of "
         "32 bytes of",
-        "each launch, summed; rows with CUDA are bounds from below, because tasks of one launch read "
-        "what others wrote.",
-        "Of these, tensors that do not grow with the batch (weights, tables, "
-        "statistics)",
+        "each launch, summed; rows with CUDA are bounds from below, because tasks of one launch "
+        "read what others wrote.",
+        "Of these, tensors that do not grow with the batch (weights, tables, statistics)",
         f"count once for a batch; the last column spreads them over {batch} images, and is a bound "
         "from above:",
         "each image gets the chunks' sums and weight gradients that several share where images are "

@@ -124,8 +124,14 @@ def test_nan_and_infinities_come_back_where_they_do_in_eager(device):
 
 
 @ONE_PLACE
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("dtype", "layout"),
+    [
+        (torch.float32, torch.channels_last),
+        (torch.float16, torch.contiguous_format),
+        (torch.bfloat16, torch.channels_last),
+    ],
+)
 def test_the_output_has_the_type_and_layout_of_the_inputs(device, dtype, layout):
     """Rounded once, to nearest."""
     case = on(make_case(PLANS["all kinds"], (2, 5, 7)).to(torch.float32), device)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from da2s_fast.kernels.cell import rows
-from da2s_fast.ops.cell.triton import forward
+from da2s_fast.ops.cell.triton import call
 from tests.gpu.cells import SMALL, WIDE, check, evaluate, gradients_of, tiles_of
 from tests.ops.cell_cases import make_case
 from tests.ops.compare import Mismatch
@@ -88,7 +88,7 @@ def test_a_planted_error_is_found(field, monkeypatch):
     """A wrong stride, a window off by one, an output elsewhere, which leaves NaN behind."""
     case = make_case(SMALL["halves"] if field == "column" else SMALL["separable"], (2, 5, 6))
     check(case)
-    right = forward.tables_of
+    right = call.tables_of
 
     def wrong(*arguments):
         tables = right(*arguments)
@@ -99,6 +99,6 @@ def test_a_planted_error_is_found(field, monkeypatch):
         first.table[layer * size + rows.Layer._fields.index(field)] += 1
         return tables
 
-    monkeypatch.setattr(forward, "tables_of", wrong)
+    monkeypatch.setattr(call, "tables_of", wrong)
     with pytest.raises(Mismatch):
         check(case)

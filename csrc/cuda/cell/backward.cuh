@@ -3,8 +3,8 @@
 // their inner norms, and all that reaches the states before it.
 //
 // One launch has all of these tasks (task.cuh) of all nodes, or those of one node. What a task
-// waits for, `tasks.py` of the driver knows. So a GPU's multiprocessors have work while the last
-// programs of a task run, where a launch for each would leave them idle.
+// waits for, `reach_tasks.py` of the driver knows. So a GPU's multiprocessors have work while the
+// last programs of a task run, where a launch for each would leave them idle.
 #pragma once
 
 #include "candidate_sums.cuh"
@@ -17,21 +17,16 @@ namespace da2s_fast::cell {
 template <int C, int kMost>
 __device__ __forceinline__ void reach(const Reach& call, char* shared) {
   const ReachRoom<C> room(shared, call);
-  if (threadIdx.x == 0) {
-    const int ticket = next_ticket(call.counters);
-    begin(call, ticket / call.chunks, ticket % call.chunks, room.program);
-  }
-  __syncthreads();
-  const auto task = [&] { return call.tasks + int64_t(room.program->task) * kTask; };
-  wait_for(task(), call.waits, call.counters);
-  const int row = static_cast<int>(task()[kTaskRow]), work = static_cast<int>(task()[kTaskWork]);
+  take_task(call, room.program);
+  const int64_t* task = task_of(call, room.program);
+  const int row = static_cast<int>(task[kTaskRow]), work = static_cast<int>(task[kTaskWork]);
   if (work == kWorkStates)
     reach_states<C, kMost>(call, room, call.groups + row * kGroup);
   else if (work == kWorkInner)
     reach_inner<C, kMost>(call, room, call.seconds + row * kLayer);
   else
     candidate_sums<C>(call, room, call.candidates + row * kLayer);
-  done(task(), call.counters);
+  done(task_of(call, room.program), call.counters);
 }
 
 }  // namespace da2s_fast::cell

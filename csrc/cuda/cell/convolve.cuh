@@ -114,12 +114,6 @@ struct Room {
   }
 };
 
-// The program's task. It is asked for anew: kept, it would take registers meanwhile.
-template <int C>
-__device__ __forceinline__ const int64_t* task_of(const Nodes& call, const Room<C>& room) {
-  return call.tasks + int64_t(room.turn->task) * kTask;
-}
-
 // Bring weights of a layer's product as (C, cout), so that a thread's 4 outputs lie side by side.
 template <int C>
 __device__ __forceinline__ void load_product(const Nodes& call, const int64_t* row, float* to) {
@@ -330,7 +324,7 @@ __device__ __forceinline__ void convolve_tile(const Nodes& call, const Room<C>& 
 
 template <int C, bool kSecond>
 __device__ __forceinline__ void convolve(const Nodes& call, const Room<C>& room) {
-  const int64_t* pack = call.packs + task_of(call, room)[kTaskRow] * kPack;
+  const int64_t* pack = call.packs + task_of(call, room.turn)[kTaskRow] * kPack;
   const int length = static_cast<int>(pack[kPackLength]);
   if (threadIdx.x == 0) {
     room.turn->length = length;
@@ -373,9 +367,9 @@ __device__ __forceinline__ void convolve(const Nodes& call, const Room<C>& room)
   __syncthreads();
   if (!call.known)
     write_moments<C>(call, room, room.turn->length, room.turn->end - room.turn->first);
-  if (!is_last(task_of(call, room), call.counters, call.chunks, &room.turn->last)) return;
+  if (!is_last(task_of(call, room.turn), call.counters, call.chunks, &room.turn->last)) return;
   if (!call.known) complete<C>(call, room, room.turn->length);
-  done(task_of(call, room), call.counters);
+  done(task_of(call, room.turn), call.counters);
 }
 
 }  // namespace da2s_fast::cell

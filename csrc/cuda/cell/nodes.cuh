@@ -1,8 +1,8 @@
 // The nodes of a cell: first layers and pools, second layers of separable convolutions, and what
 // they mix to.
 //
-// One launch has all of these tasks (task.cuh) of all nodes. What a task waits for, `tasks.py` of
-// the driver knows.
+// One launch has all of these tasks (task.cuh) of all nodes. What a task waits for, `node_tasks.py`
+// of the driver knows.
 #pragma once
 
 #include "mix.cuh"
@@ -12,17 +12,12 @@ namespace da2s_fast::cell {
 template <int C>
 __device__ __forceinline__ void nodes(const Nodes& call, char* shared) {
   const Room<C> room(shared, call);
-  if (threadIdx.x == 0) {
-    const int ticket = next_ticket(call.counters);
-    begin(call, ticket / call.chunks, ticket % call.chunks, room.turn);
-  }
-  __syncthreads();
-  const int64_t* task = task_of(call, room);
-  wait_for(task, call.waits, call.counters);
+  take_task(call, room.turn);
+  const int64_t* task = task_of(call, room.turn);
   const int work = static_cast<int>(task[kTaskWork]);
   if (work == kWorkMix) {
     mix<C>(call, room, call.mixes + task[kTaskRow] * kMix);
-    done(task_of(call, room), call.counters);
+    done(task_of(call, room.turn), call.counters);
   } else if (work == kWorkSecond) {
     convolve<C, true>(call, room);
   } else {

@@ -72,6 +72,24 @@ __device__ __forceinline__ void wait_for(const int64_t* task, const int64_t* wai
   }
 }
 
+// The task of a program that has one; `own` is what it knows of itself, in shared memory. It is
+// asked for anew: kept, it would take registers meanwhile.
+template <class Call, class Own>
+__device__ __forceinline__ const int64_t* task_of(const Call& call, const Own* own) {
+  return call.tasks + int64_t(own->task) * kTask;
+}
+
+// Take a ticket, and wait for what its task needs. `begin` notes task and chunk.
+template <class Call, class Own>
+__device__ __forceinline__ void take_task(const Call& call, Own* own) {
+  if (threadIdx.x == 0) {
+    const int ticket = next_ticket(call.counters);
+    begin(call, ticket / call.chunks, ticket % call.chunks, own);
+  }
+  __syncthreads();
+  wait_for(task_of(call, own), call.waits, call.counters);
+}
+
 // Whether a program is the last of its task to come here. It has what all of them wrote before.
 __device__ __forceinline__ bool is_last(const int64_t* task, int* counters, int programs,
                                         int* told) {

@@ -198,6 +198,9 @@ def test_why_it_does_not_run(monkeypatch):
     assert "no multiple of 8" in reason(halves)
     wide = CellPlan(64, ONLY_SEPARABLE, 1, False, ("identity",))
     assert "more than a tile" in reason(wide, (1, 2, 65))
+    with monkeypatch.context() as patch:
+        patch.setattr(compiled, "_MOST_PIXELS", 127)
+        assert "128 pixels are more than 127" in reason(SMALL)
     wide = CellPlan(64, ("dil_conv_5x5",), 1, True, ("identity",))
     assert "bytes of shared memory" in reason(wide, (1, 4, 128))
 

@@ -167,7 +167,7 @@ class _Backward:
         tasks = self.call.tables.reaching
         if tasks.late:
             self._reach_compiled(sum(tasks.lengths))
-            self._reach_states(tasks.others, tasks.layers, separable=False, dense=True)
+            self._reach_states(tasks.others, tasks.layers, False, self.call.layout.denses)
             return
         for place, step in enumerate(rounds, 1):
             self._reach_compiled(tasks.lengths[place - 1])

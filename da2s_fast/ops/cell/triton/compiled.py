@@ -56,6 +56,8 @@ _RUN = 3
 """Least logarithm of a tile's width: a thread's neighbouring outputs of a depthwise convolution."""
 _SHARED = 163 << 10
 """Bytes that a program may have with compute capability 8.0."""
+_MOST_PIXELS = 1 << 30
+"""Of all images: `NODES` counts them in 32 bits, and a tile behind the last."""
 _RESERVED = 1 << 10
 """Bytes that CUDA takes for itself, of a multiprocessor's, for every program."""
 
@@ -187,6 +189,8 @@ def nodes_reason(layout: Layout, tasks: NodeTasks, p: Slot, g: Slot | None, z: S
         return "dense convolutions are among the candidates"
     if layout.halves and channels % 8:
         return f"FactorizedReduce has {channels} channels, no multiple of 8"
+    if (pixels := layout.pixels(layout.plan.inputs)) > _MOST_PIXELS:
+        return f"{pixels} pixels are more than {_MOST_PIXELS}"
     return _shared_reason(nodes_arguments(layout, tasks, z.device), z.device)
 
 

@@ -132,9 +132,10 @@ class Work:
         SUMS: in the backward pass, a candidate's sums.
         INNER: a second layer.
         STATES: a group of rows.
+        INPUT: a preprocessed input's sums.
     """
 
-    FIRST, SECOND, MIX, SUMS, INNER, STATES = range(6)
+    FIRST, SECOND, MIX, SUMS, INNER, STATES, INPUT = range(7)
 
 
 class Task(NamedTuple):

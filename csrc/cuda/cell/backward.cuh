@@ -1,6 +1,6 @@
-// The cell's backward pass from the sums of its last node's candidates to the gradients of the
-// states: for every node, the last first, the sums of its candidates, its second layers down to
-// their inner norms, and all that reaches the states before it.
+// The cell's backward pass from the nodes' gradients to those of the states: for every node, the
+// last first, the sums of its candidates, its second layers down to their inner norms, and all that
+// reaches the states before it. Then the sums of the preprocessed inputs.
 //
 // One launch has all of these tasks (task.cuh) of all nodes, or those of one node. What a task
 // waits for, `reach_tasks.py` of the driver knows. So a GPU's multiprocessors have work while the
@@ -24,8 +24,10 @@ __device__ __forceinline__ void reach(const Reach& call, char* shared) {
     reach_states<C, kMost>(call, room, call.groups + row * kGroup);
   else if (work == kWorkInner)
     reach_inner<C, kMost>(call, room, call.seconds + row * kLayer);
-  else
+  else if (work == kWorkSums)
     candidate_sums<C>(call, room, call.candidates + row * kLayer);
+  else
+    input_sums<C>(call, room, call.candidates + row * kLayer);
   done(task_of(call, room.program), call.counters);
 }
 

@@ -1,9 +1,8 @@
 // The sums that a candidate's norm needs for its backward pass, and with them the gradients of p
-// and g, as `candidate_sums` of kernels/cell/sums.py has them.
+// and g; those of a preprocessed input. As `candidate_sums` of kernels/cell/sums.py has them.
 //
-// A program has a candidate, or what goes past the candidates of an edge, and a chunk of whole
-// images, and reads its values and its node's gradient once, 4 channels of a pixel in a thread. Of
-// a tile it sums in single precision, over tiles in double.
+// A program has a candidate, what goes past the candidates of an edge, or an input, and a chunk of
+// whole images, and reads its values and its gradient once, 4 channels of a pixel in a thread.
 #pragma once
 
 #include "bypass.cuh"
@@ -19,69 +18,112 @@ __device__ __forceinline__ void add_products(float4 g, float4 v, float (&totals)
   products[2] += g.z * v.z, products[3] += g.w * v.w;
 }
 
+// Sum over pixels, from `begin` to before `end`, whatever `add(pixel, totals, products)` adds for 4
+// channels of one. A thread sums some of them in single precision, so few that no digits get lost;
+// all else is in double, and each channel's are one thread's.
+template <int C, class Add>
+__device__ __forceinline__ void sum_pixels(const ReachRoom<C>& room, int64_t begin, int64_t end,
+                                           Add add) {
+  constexpr int kSome = 4 * kTilePixels<C>;
+  if (threadIdx.x < C) room.sums[threadIdx.x] = room.sums[C + threadIdx.x] = 0;
+  for (int64_t some = begin; some < end; some += kSome) {
+    const int64_t behind = end - some < kSome ? end : some + kSome;
+    float totals[4] = {}, products[4] = {};
+    for (int64_t first = some; first < behind; first += kTilePixels<C>)
+#pragma unroll
+      for (int j = 0; j < kPixels; ++j)
+        if (first + index_of<C>(j) < behind) add(first + index_of<C>(j), totals, products);
+    add_lanes<C>(totals, products, room.partial);
+    __syncthreads();
+    if (threadIdx.x < C)
+      for (int which = 0; which < 2; ++which)
+        room.sums[which * C + threadIdx.x] += across_warps<C>(room.partial, threadIdx.x, which);
+    __syncthreads();
+  }
+}
+
+// Write those of a thread's own channel, `pitch` channels a chunk.
+template <int C>
+__device__ __forceinline__ void write_sums(const Reach& call, const ReachRoom<C>& room, int channel,
+                                           int column, int pitch) {
+  double* to = call.sums + room.row[kSums] + int64_t(room.program->chunk) * 2 * pitch + column;
+  to[channel] = room.sums[channel];
+  to[pitch + channel] = room.sums[C + channel];
+}
+
 template <int C>
 __device__ __forceinline__ void candidate_sums(const Reach& call, const ReachRoom<C>& room,
                                                const int64_t* from) {
   load_row<C>(room, from);
   const int64_t *row = room.row, kind = row[kKind], place = row[kStatistics];
   const int c = threadIdx.x % kQuads<C> * 4, pitch = call.pitch;
-  for (int i = threadIdx.x; i < C; i += kThreads) {
-    room.sums[i] = room.sums[C + i] = 0;
-    room.norm[i] = place >= 0 ? call.statistics[place + i] : 0;
-  }
-  __syncthreads();
-  const float4 mean = *reinterpret_cast<const float4*>(room.norm + c);
+  const int size = call.height * call.width;
+  const int64_t begin = int64_t(room.program->first) * size;
+  const int64_t end = int64_t(room.program->end) * size;
   const Input input = input_of(row);
-  const bool past = kind == kBypass, alike = kind == kSkip || kind == kNothing;
-  const float factor = kind == kNothing ? 0.f : 1.f;
+  const bool alike = kind == kSkip || kind == kNothing;
+  const int gradient_pitch = static_cast<int>(row[kGradientPitch]);
   const float* gradient = call.gradients + row[kGradient] + c;
-  const float* state = call.states + row[kSource] + c;
-  const Tile start = tile_of(call.log_width, call.log_height, call.log_images, 0, 1);
-  for_tiles(start, call.height, *room.program, [&](const Tile& tile) {
-    float totals[4] = {}, products[4] = {};
-    const auto add = [&](const Pixel& pixel) {
-      const int64_t image = tile.image + pixel.image;
-      const int y = tile.top + pixel.y, x = pixel.x;
-      const float* g = gradient + pixel.at * row[kGradientPitch];
-      if (past) {
-        float none[4] = {};
+  // Quotients of 64 bits take many instructions; a chunk's pixels need 32.
+  const int64_t in_begin = int64_t(room.program->first) * input.height * input.width;
+  const float* state = call.states + row[kSource] + in_begin * pitch + c;
+  if (kind == kBypass) {
+    sum_pixels<C>(room, begin, end, [&](int64_t pixel, float (&)[4], float (&products)[4]) {
+      const int at = static_cast<int>(pixel - begin), line = at / call.width;
+      const int image = line / call.height, y = line - image * call.height;
+      const int x = at - line * call.width;
+      float none[4] = {};
 #pragma unroll 1
-        for (int other = C; other < pitch; other += C)
-          add_products(*reinterpret_cast<const float4*>(g + other),
-                       bypassed(state + other, input, pitch, image, y, x), none, products);
-        return;
-      }
-      float4 v;
-      if (alike) {
-        const int64_t at =
-            (image * input.height + y * input.stride) * input.width + x * input.stride;
-        v = *reinterpret_cast<const float4*>(state + at * pitch);
-        v = make_float4(v.x * factor, v.y * factor, v.z * factor, v.w * factor);
-      } else {
-        v = *reinterpret_cast<const float4*>(call.z + row[kZ] + pixel.at * C + c);
-      }
-      v = make_float4(v.x - mean.x, v.y - mean.y, v.z - mean.z, v.w - mean.w);
-      add_products(*reinterpret_cast<const float4*>(g), v, totals, products);
-    };
-#pragma unroll 1
-    for (int j = 0; j < kPixels; ++j) {
-      const Pixel pixel = pixel_before<C>(room.program->end, j, tile, call);
-      if (pixel.live) add(pixel);
-    }
-    add_lanes<C>(totals, products, room.partial);
-    __syncthreads();
-    if (threadIdx.x < C)
-      for (int which = 0; which < 2; ++which)
-        room.sums[which * C + threadIdx.x] += across_warps<C>(room.partial, threadIdx.x, which);
-    // The next tile comes.
-    __syncthreads();
-  });
+      for (int other = C; other < pitch; other += C)
+        add_products(*reinterpret_cast<const float4*>(gradient + pixel * gradient_pitch + other),
+                     bypassed(state + other, input, pitch, image, y, x), none, products);
+    });
+  } else {
+    float mean[4] = {};
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      if (place >= 0) mean[i] = call.statistics[place + c + i];
+    // Where pixels are the same, they are counted from the same.
+    const bool strided = alike && input.stride > 1;
+    const float* values =
+        strided ? state : (alike ? call.states + row[kSource] : call.z + row[kZ]) + c;
+    const int values_pitch = alike ? pitch : C;
+    const float factor = kind == kNothing ? 0.f : 1.f;
+    sum_pixels<C>(room, begin, end, [&](int64_t pixel, float (&totals)[4], float (&products)[4]) {
+      const int64_t at =
+          strided ? strided_pixel(static_cast<int>(pixel - begin), call.height, call.width, input)
+                  : pixel;
+      const float4 v = *reinterpret_cast<const float4*>(values + at * values_pitch);
+      add_products(*reinterpret_cast<const float4*>(gradient + pixel * gradient_pitch),
+                   make_float4(v.x * factor - mean[0], v.y * factor - mean[1],
+                               v.z * factor - mean[2], v.w * factor - mean[3]),
+                   totals, products);
+    });
+  }
   // FactorizedReduce has a row for each half of the channels.
   const int channel = threadIdx.x, column = static_cast<int>(row[kColumn]);
-  if (channel < column || channel >= column + row[kCout]) return;
-  double* to = call.sums + row[kSums] + int64_t(room.program->chunk) * 2 * C + channel;
-  to[0] = room.sums[channel];
-  to[C] = room.sums[C + channel];
+  if (channel >= column && channel < column + row[kCout]) write_sums<C>(call, room, channel, 0, C);
+}
+
+// What a norm returned is the state itself. Of partial channels, which are all an input's, as many
+// at a time as candidates see.
+template <int C>
+__device__ __forceinline__ void input_sums(const Reach& call, const ReachRoom<C>& room,
+                                           const int64_t* from) {
+  load_row<C>(room, from);
+  const int64_t *row = room.row, size = row[kHeight] * row[kWidth];
+  const int pitch = call.pitch, c = threadIdx.x % kQuads<C> * 4;
+  for (int column = 0; column < pitch; column += C) {
+    const float* gradient = call.gradients + row[kGradient] + column + c;
+    const float* state = call.states + row[kSource] + column + c;
+    sum_pixels<C>(room, room.program->first * size, room.program->end * size,
+                  [&](int64_t pixel, float (&totals)[4], float (&products)[4]) {
+                    add_products(*reinterpret_cast<const float4*>(gradient + pixel * pitch),
+                                 *reinterpret_cast<const float4*>(state + pixel * pitch), totals,
+                                 products);
+                  });
+    if (threadIdx.x < C) write_sums<C>(call, room, threadIdx.x, column, pitch);
+  }
 }
 
 }  // namespace da2s_fast::cell

@@ -48,15 +48,6 @@ __device__ void load_scales(const Nodes& call, const int64_t* rows, int candidat
   }
 }
 
-// Where pixel `at` of the node is in another image, of `stride` times as many rows and columns.
-__device__ inline int64_t strided(const Nodes& call, const Input& input, int at) {
-  if (input.stride == 1) return at;
-  const int size = call.height * call.width, n = at / size;
-  const int left = at - n * size, y = left / call.width;
-  const int x = left - y * call.width;
-  return (int64_t(n) * input.height + y * input.stride) * input.width + x * input.stride;
-}
-
 // Add 4 channels of a candidate, those from c on, to those of a thread's pixels, the first of which
 // is pixel `first` of the node.
 template <int C>
@@ -75,7 +66,9 @@ __device__ __forceinline__ void add_candidate(const Nodes& call, const int64_t* 
   for (int j = 0; j < kPixels; ++j) {
     if (index_of<C>(j) >= count) continue;
     const int pixel = first + index_of<C>(j);
-    const int64_t at = alike ? strided(call, input_of(row), pixel) : pixel;
+    const int64_t at = alike && row[kStride] > 1
+                           ? strided_pixel(pixel, call.height, call.width, input_of(row))
+                           : pixel;
     float4 v = *reinterpret_cast<const float4*>(from + at * pitch + c);
     if (alike) v = make_float4(v.x * factor, v.y * factor, v.z * factor, v.w * factor);
     sums[j][0] += scale.x * (v.x - mean.x);

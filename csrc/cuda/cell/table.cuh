@@ -51,7 +51,7 @@ enum : int {
 
 // Columns of a `Task`: what a program for each chunk does, what it waits for and what it counts up.
 enum : int { kTaskWork, kTaskRow, kTaskFirst, kTaskLength, kTaskCounter, kTaskArrivals, kTask };
-enum : int { kWorkFirst, kWorkSecond, kWorkMix, kWorkSums, kWorkInner, kWorkStates };
+enum : int { kWorkFirst, kWorkSecond, kWorkMix, kWorkSums, kWorkInner, kWorkStates, kWorkInput };
 
 // Columns of a `Wait`: until a counter is that high.
 enum : int { kWaitCounter, kWaitCount, kWait };

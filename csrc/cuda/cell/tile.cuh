@@ -46,6 +46,14 @@ __device__ inline Input input_of(const int64_t* row) {
           static_cast<int>(row[kStride])};
 }
 
+// Where pixel `at` of a node's images is among those of an input of `stride` times as many rows and
+// columns.
+__device__ inline int64_t strided_pixel(int at, int height, int width, const Input& input) {
+  const int line = at / width, image = line / height;
+  const int y = (line - image * height) * input.stride, x = (at - line * width) * input.stride;
+  return (int64_t(image) * input.height + y) * input.width + x;
+}
+
 struct Tile {
   int log_width;
   int log_height;

@@ -1,4 +1,5 @@
-// The cell's `candidate_sums` of csrc/cuda against plain loops, its threads in shuffled orders.
+// The cell's `candidate_sums` and `input_sums` of csrc/cuda against plain loops, their threads in
+// shuffled orders.
 // clang-format off
 #include "shim.h"
 // clang-format on
@@ -151,6 +152,51 @@ struct Candidates : ReachCall {
   }
 };
 
+// Two inputs, a task each.
+template <int C>
+struct Inputs : ReachCall {
+  explicit Inputs(const Extents& extents, int parts = 1)
+      : ReachCall(C, extents,
+                  {.states = 2 * extents.in_pixels() * C * parts,
+                   .z = 0,
+                   .gradients = 2 * extents.in_pixels() * C * parts,
+                   .weights = 0,
+                   .norms = 0,
+                   .sums = 2 * 2 * extents.chunks() * C * parts}) {
+    pitch = C * parts;
+    fill_gradients(0, gradients.size());
+    for (int64_t place = 0; place < 2; ++place) {
+      Row row = row_of(-1);
+      row[cell::kHeight] = extents.in_height, row[cell::kWidth] = extents.in_width;
+      row[cell::kSource] = row[cell::kGradient] = place * in_pixels * pitch;
+      row[cell::kSums] = place * 2 * chunks * pitch;
+      candidates.push_back(row);
+    }
+  }
+
+  Inputs& run(unsigned seed) {
+    ReachCall::run<C, 5>(seed, {{cell::kWorkInput, 0}, {cell::kWorkInput, 1}});
+    return *this;
+  }
+
+  void check() const {
+    const int64_t own = int64_t{extents.chunk_images} * extents.in_height * extents.in_width;
+    for (const Row& row : candidates)
+      for (int chunk = 0; chunk < chunks; ++chunk)
+        for (int c = 0; c < pitch; ++c) {
+          Sum total, products;
+          for (int64_t p = chunk * own; p < std::min((chunk + 1) * own, in_pixels); ++p) {
+            const double g = gradients[row[cell::kGradient] + p * pitch + c];
+            total.add(g);
+            products.add(g * states[row[cell::kSource] + p * pitch + c]);
+          }
+          const double* found = sums.data() + row[cell::kSums] + chunk * 2 * pitch + c;
+          DA2S_CHECK_CLOSE(float, found[0], total);
+          DA2S_CHECK_CLOSE(float, found[pitch], products);
+        }
+  }
+};
+
 DA2S_TEST(cuda_sums_of_candidates) {
   if (!shim::wanted()) return;
   // Tiles of two images of which the chunk has one; several tiles of an image, cut off below and
@@ -170,10 +216,20 @@ DA2S_TEST(cuda_sums_of_what_is_no_number) {
   Candidates<4>({2, 4, 7, 9, 2, 1, 0}, 4).with_strange_numbers().run(2).check();
 }
 
+DA2S_TEST(cuda_sums_of_inputs) {
+  if (!shim::wanted()) return;
+  // Several tiles of a chunk; chunks of several images, of none, and one that is cut off.
+  Inputs<32>({2, 2, 17, 9, 1, 2, 0}, 2).run(1).check();
+  Inputs<8>({1, 5, 5, 7, 3, 3, 1, 2}).run(2).check();
+  Inputs<4>({1, 3, 6, 3, 2, 3, 1}, 3).run(3).check();
+}
+
 DA2S_TEST(cuda_every_missing_barrier_of_sums_is_noticed) {
   if (!shim::wanted()) return;
   every_missing_barrier_is_noticed(
-      [](unsigned seed) { return Candidates<16>({1, 1, 16, 20, 1, 2, 0}, 2).run(seed).written(); });
+      [](unsigned seed) { return Inputs<64>({1, 1, 16, 20, 1, 0, 0}, 2).run(seed).written(); });
+  every_missing_barrier_is_noticed(
+      [](unsigned seed) { return Candidates<64>({1, 1, 16, 20, 1, 0, 0}, 2).run(seed).written(); });
 }
 
 }  // namespace

@@ -144,7 +144,8 @@ def page_of(report: Report) -> str:
             "of the case above",
             "where they were compiled: `cell_nodes` that of `convolve` and `mix`, `cell_reach` "
             "that of what is between",
-            "`begin` and `leave`. The case's other kernels stay Triton's.",
+            "`begin` and `leave`, and of the sums of `begin`. The case's other kernels stay "
+            "Triton's.",
             "",
             *_network_section(report),
             "",

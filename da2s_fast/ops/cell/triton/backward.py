@@ -13,7 +13,7 @@
     gradients of weights, p and g from the chunks' sums
 
 csrc/cuda's kernel does in one launch (`tasks`) what is said of all nodes, or of one where z are
-computed again.
+computed again; all sums, those of the inputs too, are among its tasks.
 
 The reference goes bundle by bundle, from the states' side; here it is node by node: all edges that
 enter a node share its gradient, and the gradient of a state is collected node by node. The sums are
@@ -139,7 +139,8 @@ class _Backward:
             self._nodes_compiled(rounds)
         else:
             self._nodes(rounds)
-        self._sums(call.tables.normalized, inputs=True)
+        if not (self.compiled and call.tables.reaching.inputs):
+            self._sums(call.tables.normalized, inputs=True)
         slots = self.slots
         to = [slots["to", i] if wanted else None for i, wanted in enumerate(self.for_inputs)]
         leave(call, self.collected, to)
@@ -210,9 +211,11 @@ class _Backward:
         call, plan, layout = self.call, self.call.layout.plan, self.call.layout
         states = call.tables.states
         in_height, in_width = layout.before
+        # Sums are among the tasks of csrc/cuda's kernel.
+        candidates = 0 if self.compiled else last.mixed.length
         launch(
             sums.begin,
-            (layout.image_chunks, states.length + last.mixed.length, self.blocks),
+            (layout.image_chunks, states.length + candidates, self.blocks),
             **self._launched("begin"),
             table=states.table,
             groups=states.length,

@@ -23,8 +23,11 @@ class CellRows:
     def input_sums(self, position: int) -> Layer:
         """A preprocessed input itself, of whose gradient only sums are taken."""
         layout = self.layout
+        height, width = layout.before
         return Layer(
             source=layout.states[position],
+            height=height,
+            width=width,
             gradient=layout.gradients[position],
             sums=layout.input_sums[position],
         )

@@ -360,11 +360,12 @@ class Layout:
     def counters(self) -> int:
         """More, as a power of two, than csrc/cuda's kernels need for their tasks.
 
-        One for tickets, three for every state before every node, one for every node, and one for
+        One for tickets, three for every state before every node, one for every state, and one for
         every pack of layers and pools.
         """
-        nodes = self.plan.states[self.plan.inputs :]
-        most = 1 + 3 * sum(nodes) + len(nodes) + len(self.moments) + len(self.pool_moments)
+        states = self.plan.states
+        pairs = sum(states[self.plan.inputs :])
+        most = 1 + 3 * pairs + len(states) + len(self.moments) + len(self.pool_moments)
         return 1 << most.bit_length()
 
     @property

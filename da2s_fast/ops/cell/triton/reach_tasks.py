@@ -2,7 +2,7 @@
 
 Of every node, the last first: the sums of its candidates, its second layers, the states before it.
 They follow one another state by state, the node next to be complete first, so that what the next
-node's tasks wait for ends early.
+node's tasks wait for ends early. In the end there are the sums of the preprocessed inputs.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ class ReachTasks(NamedTuple):
         inner_windows: of second layers.
         windows: of first layers.
         late: whether `others` can wait until all tasks are done.
+        inputs: whether the sums of preprocessed inputs are among the tasks.
     """
 
     tasks: Rows
@@ -61,6 +62,7 @@ class ReachTasks(NamedTuple):
     inner_windows: Windows
     windows: Windows
     late: bool
+    inputs: bool
 
 
 class ReachTaskRows:
@@ -86,6 +88,8 @@ class ReachTaskRows:
             self.lengths.append(len(self.own.tasks) - before)
         self.windows = windows_of([row for row in self.layers if row.kind == SEPARABLE.value])
         self.others = self._others(nodes)
+        if not self.others:
+            self._sum_inputs()
 
     @property
     def lists(self) -> list[Sequence[tuple[int, ...]]]:
@@ -116,15 +120,15 @@ class ReachTaskRows:
             inner_windows=windows_of(self.seconds),
             windows=self.windows,
             late=self.layout.save and all(group.state in inputs for group in self.others),
+            inputs=not self.others,
         )
 
     def _add(self, own: ReachedNode) -> None:
         node, states = own.node, range(own.node)[::-1]
-        if node != self.nodes[-1]:  # whose sums are there from the beginning
-            for state in states:
-                for row in of_state(self.cell.plan, state, own.mixed):
-                    work = node, state, Work.SUMS
-                    self._task(work, self.candidates, row, self._gradient(node))
+        for state in states:
+            for row in of_state(self.cell.plan, state, own.mixed):
+                work = node, state, Work.SUMS
+                self._task(work, self.candidates, row, self._gradient(node))
         for state in states:
             work = node, state, Work.INNER
             needed = [(node, state, Work.SUMS), *self._room(node)]
@@ -146,6 +150,14 @@ class ReachTaskRows:
                 *((later, state, Work.STATES) for later in self._later(node)[:1]),
             ]
             self._task((node, state, Work.STATES), self.groups, moved, needed)
+
+    def _sum_inputs(self) -> None:
+        """Behind all nodes."""
+        for state in self.cell.plan.preprocess_norms:
+            needed = [(node, state, Work.STATES) for node in self.nodes]
+            row = self.cell.input_sums(state)
+            self._task((state, state, Work.INPUT), self.candidates, row, needed)
+            self.lengths[-1] += 1
 
     def _later(self, node: int) -> list[int]:
         return [other for other in self.nodes if other > node]

@@ -22,9 +22,11 @@ from da2s_fast.ops.mixed_sum_tiles import Geometry, Reduction, Tuning, elementwi
 _TUNING = {80: Tuning(largest=8192, smallest=2048, programs=1024, parts=256)}
 
 
-def _launched(arguments: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+def _launched(
+    arguments: Mapping[str, Any], device: torch.device, kernel: str = "mixed_sum"
+) -> dict[str, Any]:
     """How a kernel is launched that has such a tile."""
-    return launched_as("mixed_sum", device, arguments["ROWS"] * arguments["COLUMNS"])
+    return launched_as(kernel, device, arguments["ROWS"] * arguments["COLUMNS"])
 
 
 class _Call(NamedTuple):
@@ -81,10 +83,12 @@ def _forward(slots: Mapping[str, Any], call: _Call) -> None:
     constants = {"MODES": modes, "SUM": _sum_type(weights)}
     sums = call.reduction(weights)
     if BATCH in modes:
+        wide = geometry.across and slots["inputs"][0].dtype.itemsize >= 4
+        kernel = "mixed_sum, moments across of 32 bits and more" if wide else "mixed_sum"
         launch(
             kernels.moments,
             sums.grid,
-            **_launched(sums.arguments, weights.device),
+            **_launched(sums.arguments, weights.device, kernel),
             inputs=slots["inputs"],
             partial=slots["partial"],
             **sums.arguments,
@@ -111,7 +115,7 @@ def _forward(slots: Mapping[str, Any], call: _Call) -> None:
     launch(
         kernels.forward,
         grid,
-        **_launched(arguments, weights.device),
+        **_launched(arguments, weights.device, "mixed_sum, forward"),
         inputs=slots["inputs"],
         weights=weights,
         mean=slots["mean"],

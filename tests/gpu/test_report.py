@@ -122,6 +122,15 @@ def test_another_compiler_is_not_compared_by_its_registers(committed):
         assert len(table.worse(other, table.COMPILED, rows)) == 1
 
 
+def test_kernels_are_compiled_as_they_are_launched_on_the_architecture(monkeypatch):
+    def row(entries):
+        monkeypatch.setitem(tuning.TABLE, "discretization_loss", entries)
+        return compiled_rows("discretization_loss", CASES["discretization_loss"], 90)
+
+    one, four = tuning.Parameters(warps=1), tuning.Parameters(warps=4)
+    assert row({80: one, 90: four}) == row({80: four}) != row({80: one})
+
+
 def test_planted_waste_is_noticed(monkeypatch):
     """Registers by fewer warps, narrower loads by smaller tiles, whatever Triton is installed."""
 

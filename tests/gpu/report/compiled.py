@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from typing import Any
+from unittest.mock import patch
 
 from da2s_fast.kernels.launch import CudaKernel
+from da2s_fast.ops import _triton
 from tests.gpu.ptx.compile import Compiled, compile_launch
 from tests.gpu.ptx.cuda import compile_cuda
 from tests.gpu.ptx.meter import classify, widths
@@ -24,7 +26,10 @@ def compiled_rows(name: str, case: Case, arch: int) -> list[Row]:
     """
     counts: Counter[str] = Counter()
     variants: dict[str, dict[Any, Compiled]] = {}
-    for launch in launches_of(case):
+    # Launch parameters are those of the architecture, as on a GPU.
+    with patch.object(_triton, "architecture", lambda device: arch):
+        launches = launches_of(case)
+    for launch in launches:
         if isinstance(launch.kernel, CudaKernel):
             compiled: Compiled = compile_cuda(launch, arch)
             kernel, key = launch.kernel.name, (compiled.name, compiled.shared)

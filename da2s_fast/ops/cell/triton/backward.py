@@ -284,6 +284,22 @@ class _Backward:
         """Of a tile."""
         return self.options["PIXELS"] * self.options["BLOCK"]
 
+    @property
+    def _shapes(self) -> tuple[int, str] | None:
+        """Blocks of channels and precision of products, if they are taken in tensor shapes."""
+        return (self.blocks, self.options["PRECISION"]) if self.options["DOT"] else None
+
+    def _reach_states_as(self, separable: bool, dense: bool) -> str:
+        """Its entry of `kernels.tuning`."""
+        if self.call.few:
+            return "reach_states, few channels"
+        if separable and not (dense or self.call.layout.halves):
+            if self._shapes == (1, "tf32"):
+                return "reach_states, one block in TF32"
+            if self._shapes == (2, "ieee"):
+                return "reach_states, two blocks in float32"
+        return "reach_states"
+
     def _parts(self, taps: int) -> int:
         """Programs of a chunk and a layer: one for each part of the weights, if they are wanted."""
         return self.blocks * (self.blocks * taps if self.for_weights else 1)
@@ -294,7 +310,10 @@ class _Backward:
         launch(
             reach.reach_inner,
             (self.call.layout.image_chunks, step.second.length, self._parts(1)),
-            **self._launched("reach_inner", self._numbers),
+            **self._launched(
+                "reach_inner, one block in TF32" if self._shapes == (1, "tf32") else "reach_inner",
+                self._numbers,
+            ),
             table=step.second.table,
             **self._products(),
         )
@@ -314,9 +333,7 @@ class _Backward:
         launch(
             reach.reach_states,
             (layout.image_chunks * shares, groups.length, parts),
-            **self._launched(
-                "reach_states, few channels" if call.few else "reach_states", self._numbers
-            ),
+            **self._launched(self._reach_states_as(separable, dense), self._numbers),
             table=groups.table,
             layers=rows.table,
             shares=shares,

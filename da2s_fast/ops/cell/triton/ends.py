@@ -55,7 +55,10 @@ def leave(call: Call, collected: Collected, found: Sequence[Slot | None]) -> Non
     launch(
         prepare_backward.leave,
         (most, tasks),
-        **launched_as("leave", call.states.device),
+        **launched_as(
+            "leave, block by block in tensor shapes" if options["DOT"] and not whole else "leave",
+            call.states.device,
+        ),
         table=call.tables.parts.table,
         inputs=tuple(call.inputs),
         strides=call.strides,

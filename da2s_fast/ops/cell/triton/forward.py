@@ -108,7 +108,9 @@ def _prepare(call: Call) -> None:
         launch(
             prepare.prepare,
             (layout.chunks, tables.parts.length, blocks),
-            **launched_as("prepare", call.states.device),
+            **launched_as(
+                "prepare, tensor shapes" if options["DOT"] else "prepare", call.states.device
+            ),
             table=tables.parts.table,
             weights=call.weights,
             **common,
@@ -150,14 +152,15 @@ def _layers(call: Call, step: Round) -> None:
 def _convolve(call: Call, node: int, own: Rows, second: bool) -> None:
     layout, plan = call.layout, call.layout.plan
     options = call.products(plan.mixed_channels)
+    kernel = "convolve"
+    if options["DOT"] and not call.known:
+        kernel = "convolve, tensor shapes and moments"
+    elif call.few and second:
+        kernel = "convolve, second layers of few channels"
     launch(
         convolve.convolve,
         (layout.chunks, own.length, cdiv(plan.mixed_channels, options["BLOCK"])),
-        **launched_as(
-            "convolve, second layers of few channels" if call.few and second else "convolve",
-            call.states.device,
-            options["PIXELS"] * options["BLOCK"],
-        ),
+        **launched_as(kernel, call.states.device, options["PIXELS"] * options["BLOCK"]),
         channels=plan.mixed_channels,
         HALVES=layout.halves,
         DENSES=layout.denses and not second,

@@ -9,19 +9,22 @@ import pytest
 import triton
 
 from da2s_fast.kernels import tuning
+from da2s_fast.kernels.launch import launched_by
 from da2s_fast.ops import mixed_sum_triton
+from da2s_fast.ops.cell.plan import CellPlan
 from da2s_fast.ops.cell.triton import forward
 from da2s_fast.ops.mixed_sum_tiles import Tuning
 from da2s_fast.spaces.space import DA2S
 from tests.gpu.ptx.cuda import MISSING, has_nvcc, nvcc_version
-from tests.gpu.ptx.meter import widths
+from tests.gpu.ptx.launcher import PtxLauncher
+from tests.gpu.ptx.meter import Meter, widths
 from tests.gpu.ptx.parse import parse
 from tests.gpu.ptx.snippets import kernel
 from tests.gpu.report import network, table
-from tests.gpu.report.cases import CASES, EXECUTED, SMALL, in_cuda
+from tests.gpu.report.cases import BATCH_SIZE, CASES, EXECUTED, SMALL, CellCase, in_cuda
 from tests.gpu.report.compiled import compiled_rows
-from tests.gpu.report.executed import executed_rows
-from tests.gpu.report.measure import counted_network
+from tests.gpu.report.executed import Chunked, chunked, chunks, executed_rows, rows_of
+from tests.gpu.report.measure import chunked_network, counted_network
 
 needs_nvcc = pytest.mark.skipif(not has_nvcc(), reason=MISSING)
 
@@ -171,6 +174,67 @@ def test_planted_calls_of_torch_are_noticed(committed, monkeypatch):
     monkeypatch.setitem(network._OPERATORS, "cell", copied)
     (said,) = table.worse(committed, table.NETWORK, [counted_network("save")])
     assert "calls" in said
+
+
+def test_partial_sums_are_charged_by_the_chunks_of_a_batch():
+    meters = [
+        Meter(kernel="begin", by_tensor={"states": (9, 9), "sums": (0, 8)}),
+        Meter(kernel="finish", by_tensor={"sums": (8, 0), "weight_gradients": (6, 0)}),
+    ]
+    one = [
+        Chunked("begin", {"sums": 64, "moments": 0}),
+        Chunked("finish", {"sums": 64, "weight_gradients": 48}),
+    ]
+    # An image has a chunk of its own for the sums, and shares one of the gradients with another.
+    several = [
+        Chunked("begin", {"sums": 256, "moments": 0}),
+        Chunked("finish", {"sums": 256, "weight_gradients": 96}),
+    ]
+    found = chunks(meters, one, several, 4)
+    assert found == {"chunks": 32 * (8 + 8 + 6), "chunks of each": 32 * (8 + 8 + 3)}
+    row = {"read": 1000, "written": 500, "once": 400, "torch": 70, "torch further": 50}
+    assert table.per_image({**row, **found}, 4) == 1500 - 300 - 32 * 3 + 50 + 20 / 4
+    for other in (several[::-1], several[:1]):
+        with pytest.raises(ValueError, match="4 images are not launched as one is"):
+            chunks(meters, one, other, 4)
+    with pytest.raises(ValueError, match="not launched as one is"):
+        chunks(meters[:1], one, several, 4)
+
+
+@pytest.mark.parametrize("memory", ["save", "recompute"])
+@pytest.mark.parametrize("name", [str, in_cuda], ids=["triton", "cuda"])
+def test_a_batch_is_launched_as_one_image_is(memory, name):
+    one, several = (chunked_network(name(memory), images) for images in (1, BATCH_SIZE))
+    assert [launch.kernel for launch in one] == [launch.kernel for launch in several]
+    assert [list(launch.numbers) for launch in one] == [list(launch.numbers) for launch in several]
+
+
+@pytest.mark.parametrize("cuda", [False, pytest.param(True, marks=needs_nvcc)])
+def test_each_of_a_batch_is_charged_what_the_batch_has(cuda):
+    """One image is executed, and a batch whose images share chunks."""
+    plan = CellPlan(16, ("max_pool_3x3", "sep_conv_3x3"), 2, False, ("conv", "conv"))
+    case = CellCase(plan, ((16, 8, 8), (16, 8, 8)), cuda=cuda)
+    batch = 8
+
+    def executed(images):
+        launcher, sums = PtxLauncher(80), []
+
+        def start(launch):
+            sums.append(chunked(launch))
+            launcher(launch)
+
+        with launched_by(start):
+            case.run(images, "cpu")
+        rows = rows_of("cell", launcher.meters, 80)
+        row = {part: sum(row[part] for row in rows) for part in ("read", "written", "once")}
+        return launcher.meters, sums, row
+
+    meters, one, row = executed(1)
+    _, several, found = executed(batch)
+    row |= chunks(meters, one, several, batch)
+    assert row["chunks of each"] < row["chunks"]
+    row |= {"torch": 0, "torch further": 0}
+    assert batch * table.per_image(row, batch) == found["read"] + found["written"]
 
 
 def test_widths_of_loads_and_stores():

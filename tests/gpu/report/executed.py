@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
 
 from da2s_fast.kernels.launch import Launch, launched_by
 from tests.gpu.ptx.launcher import PtxLauncher
@@ -14,14 +16,28 @@ from tests.gpu.report.network import kernel_of
 Row = dict[str, Any]
 SECTOR = 32
 
-# What is there once, however many images a batch has; all else is there for every image, or, as
-# sums are, for every chunk of images.
+# What is there once, however many images a batch has; all else is there for every image, but for
+# partial sums.
 _ONCE = (
     "table", "tasks", "waits", "counters", "packs", "layers", "mixes", "mixed", "candidates",
     "seconds", "groups", "completed", "weights", "p_weights", "g_weights", "statistics",
     "mean", "variance", "slope", "mean_grad", "grad_weights", "to_p", "to_g", "to_weights",
-    "spatial", "channel", "to_spatial", "to_channel",
+    "spatial", "channel", "to_spatial", "to_channel", "rows",
 )  # fmt: skip
+# Partial sums, which are there for every chunk of a batch.
+_CHUNKED = ("moments", "sums", "weight_gradients")
+
+
+class Chunked(NamedTuple):
+    """What a launch has of partial sums.
+
+    Attributes:
+        kernel: its name.
+        numbers: how many its chunks have together, by parameter.
+    """
+
+    kernel: str
+    numbers: dict[str, int]
 
 
 def executed_rows(name: str, case: Case, arch: int) -> list[Row]:
@@ -77,3 +93,42 @@ def _once(meter: Meter) -> int:
         for name, (read, written) in meter.by_tensor.items()
         if name.split("[")[0] in _ONCE
     )
+
+
+def chunked(launch: Launch) -> Chunked:
+    """What a launch, executed or not, has of partial sums."""
+    given = {name: launch.arguments.get(name) for name in _CHUNKED}
+    return Chunked(
+        kernel_of(launch),
+        {name: value.numel() for name, value in given.items() if isinstance(value, Tensor)},
+    )
+
+
+def chunks(
+    meters: Sequence[Meter], one: Sequence[Chunked], several: Sequence[Chunked], batch: int
+) -> Row:
+    """Bytes of partial sums: what one image has, as it was metered, and what each of a batch has.
+
+    They grow more slowly than the batch: one large image is cut into several chunks, while of a
+    batch many share one.
+
+    Args:
+        meters: of one image's launches.
+        one: the same launches.
+        several: those of a batch.
+        batch: its images.
+
+    Raises:
+        ValueError: if these are not launches of the same kernels in the same order.
+    """
+    kernels = [meter.kernel for meter in meters]
+    if any(kernels != [launch.kernel for launch in launches] for launches in (one, several)):
+        raise ValueError(f"{batch} images are not launched as one is")
+    alone, each = 0, 0.0
+    for meter, own, shared in zip(meters, one, several, strict=True):
+        for name, numbers in own.numbers.items():
+            # Parameters that a kernel was compiled without have no sectors, nor have empty tensors.
+            if size := SECTOR * sum(meter.by_tensor.get(name, ())):
+                alone += size
+                each += size * shared.numbers[name] / (batch * numbers)
+    return {"chunks": alone, "chunks of each": round(each)}

@@ -6,7 +6,7 @@ import multiprocessing
 import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -30,7 +30,7 @@ from tests.gpu.report.cases import (
     is_cuda,
 )
 from tests.gpu.report.compiled import compiled_rows
-from tests.gpu.report.executed import executed_rows, rows_of
+from tests.gpu.report.executed import Chunked, chunked, chunks, executed_rows, rows_of
 from tests.gpu.report.table import Report, Row
 
 ARCHITECTURES = (80, 90, 100)
@@ -86,7 +86,7 @@ def _executed(name: str, arch: int) -> list[Row]:
 
 def counted_network(name: str) -> Row:
     """What of the network's row needs nothing executed, by the row's name."""
-    with cuda_kernels() if is_cuda(name) else nullcontext():
+    with _kernels_of(name):
         one, two = (
             network.run_step(_memory_of(name), lambda launch: None, images=images)
             for images in (1, 2)
@@ -104,6 +104,20 @@ def counted_network(name: str) -> Row:
 
 def _memory_of(name: str) -> Memory:
     return "save" if name.startswith("save") else "recompute"
+
+
+def _kernels_of(name: str) -> AbstractContextManager[None]:
+    return cuda_kernels() if is_cuda(name) else nullcontext()
+
+
+def chunked_network(name: str, images: int) -> list[Chunked]:
+    """What the launches of a batch have of partial sums, by the row's name; none is executed."""
+    found: list[Chunked] = []
+    with _kernels_of(name):
+        network.run_step(
+            _memory_of(name), lambda launch: found.append(chunked(launch)), images=images
+        )
+    return found
 
 
 _PARTLY = ("reach_states", "candidate_sums", *COUNTING)
@@ -137,4 +151,6 @@ def _network_row(name: str, meters: list[Meter]) -> Row:
         DA2S, network.CHANNELS, network.CELLS, 1, network.SIDE, needs_weights=True
     )
     summed = {part: sum(row[part] for row in rows) for part in _SUMMED}
-    return {**counted_network(name), **summed, "least": least}
+    one, several = (chunked_network(name, images) for images in (1, BATCH_SIZE))
+    parts = chunks(meters, one, several, BATCH_SIZE)
+    return {**counted_network(name), **summed, **parts, "least": least}

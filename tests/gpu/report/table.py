@@ -24,7 +24,7 @@ COMPILED, EXECUTED, NETWORK = "compiled", "executed", "network"
 _KEY = ("case", "kernel", "arch")
 MORE_IS_WORSE = (
     "launches", "registers", "spilled", "shared", "atomics", "instructions", "requested", "read",
-    "written", "calls",
+    "written", "calls", "chunks of each",
 )  # fmt: skip
 LESS_IS_WORSE = ("occupancy", "wide")
 # Another Triton compiles otherwise, for which nobody here is to blame.
@@ -171,11 +171,13 @@ def _network_section(report: Report) -> list[str]:
         "each launch, summed; rows with CUDA are bounds from below, because tasks of one launch "
         "read what others wrote.",
         "Of these, tensors that do not grow with the batch (weights, tables, statistics)",
-        f"count once for a batch; the last column spreads them over {batch} images, and is a bound "
-        "from above:",
-        "each image gets the chunks' sums and weight gradients that several share where images are "
-        "small. Calls",
-        "of torch's are what is left of stem, classifier, loss, architecture weights and the "
+        "count once for a batch, and partial sums (moments, gradients of norms and weights) once "
+        "for each of its",
+        f"chunks, of which one image has several where images are large, and of {batch} images "
+        "several share one where",
+        f"they are small; the column of {batch} spreads both over that many images, by the chunks "
+        "that so many have.",
+        "Calls of torch's are what is left of stem, classifier, loss, architecture weights and the "
         "drivers' own;",
         "views and allocations do not count, and `cell_update_running`, one launch, counts as a "
         "call.",
@@ -207,6 +209,7 @@ def _network_section(report: Report) -> list[str]:
 def per_image(row: Row, batch: int) -> float:
     """Bytes to and from DRAM for an image of a batch, by a row of the network."""
     ours = row["read"] + row["written"] - row["once"] * (1 - 1 / batch)
+    ours += row["chunks of each"] - row["chunks"]
     return ours + row["torch further"] + (row["torch"] - row["torch further"]) / batch
 
 

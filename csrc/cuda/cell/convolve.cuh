@@ -138,6 +138,7 @@ __device__ __forceinline__ void load_taps(const Nodes& call, const int64_t* row,
   const float* spatial = call.weights + row[kSpatial];
   const int taps = static_cast<int>(row[kKernel] * row[kKernel]);
   const int c = threadIdx.x % C;
+#pragma unroll(C > 16 ? 4 : 1)
   for (int tap = threadIdx.x / C; tap < taps; tap += kThreads / C)
     to[tap * C + c] = spatial[c * taps + tap];
 }
@@ -376,30 +377,29 @@ __device__ __forceinline__ void convolve(const Nodes& call, const Room<C>& room)
   }
   Tile tile = tile_of(call.log_width, call.log_height, call.log_images,
                       kSecond ? call.second_halo : call.halo, static_cast<int>(room.rows[kStride]));
-  const int size = call.height * call.width;
-  for (tile.image = room.turn->first / size; tile.image * size < room.turn->end;
-       tile.image += 1 << tile.log_images)
-    for (tile.top = 0; tile.top < call.height; tile.top += 1 << tile.log_height) {
-      const int image = tile.image * size, begin = image + tile.top * call.width;
-      const int bottom = tile.top + (1 << tile.log_height);
-      const int behind = tile.log_images > 0
-                             ? image + (size << tile.log_images)
-                             : image + (bottom < call.height ? bottom : call.height) * call.width;
-      const int first = room.turn->first, end = room.turn->end;
-      const int from = begin > first ? begin : first, to = behind < end ? behind : end;
-      if (from >= to) continue;
-      const float* source = (kSecond ? call.z : call.states) + room.rows[kSource];
-      const int pitch = kSecond ? C : call.pitch;
-      if (kSecond)
-        load_tile<C>(room.tile, tile, input_of(room.rows), source, pitch, call.images,
-                     Normalized{room.norm, room.norm + C});
-      else if (room.turn->pools > 0)
-        load_tile<C>(room.tile, tile, input_of(room.rows), source, pitch, call.images, Plain{});
-      else
-        load_tile<C>(room.tile, tile, input_of(room.rows), source, pitch, call.images, Rectified{});
-      if (threadIdx.x == 0) room.turn->fresh = from == first ? to - from : 0;
-      convolve_tile<C, kSecond>(call, room, tile);
-    }
+  const int size = call.height * call.width, first = room.turn->first, end = room.turn->end;
+  for (int from = first, to; from < end; from = to) {
+    tile.image = from / size;
+    const int image = tile.image * size, y = (from - image) / call.width;
+    tile.top = y >> tile.log_height << tile.log_height;
+    const int bottom = tile.top + (1 << tile.log_height);
+    const int behind = tile.log_images > 0
+                           ? image + (size << tile.log_images)
+                           : image + (bottom < call.height ? bottom : call.height) * call.width;
+    to = behind < end ? behind : end;
+    const float* source = (kSecond ? call.z : call.states) + room.rows[kSource];
+    const int pitch = kSecond ? C : call.pitch;
+    if (kSecond)
+      load_tile<C, 4>(room.tile, tile, input_of(room.rows), source, pitch, call.images,
+                      Normalized{room.norm, room.norm + C});
+    else if (room.turn->pools > 0)
+      load_tile<C, 4>(room.tile, tile, input_of(room.rows), source, pitch, call.images, Plain{});
+    else
+      load_tile<C, 4>(room.tile, tile, input_of(room.rows), source, pitch, call.images,
+                      Rectified{});
+    if (threadIdx.x == 0) room.turn->fresh = from == first ? to - from : 0;
+    convolve_tile<C, kSecond>(call, room, tile);
+  }
   __syncthreads();
   if (!call.known)
     write_moments<C>(call, room, room.turn->length, room.turn->end - room.turn->first);

@@ -57,24 +57,37 @@ __device__ __forceinline__ void add_candidate(const Nodes& call, const int64_t* 
   const int64_t kind = row[kKind];
   if (c < row[kColumn] || c >= row[kColumn] + row[kCout]) return;  // FactorizedReduce's halves
   const bool alike = kind == kSkip || kind == kNothing;
-  const float* from = alike ? call.states + row[kSource] : call.z + row[kZ];
+  const float* from = (alike ? call.states + row[kSource] : call.z + row[kZ]) + c;
   const int pitch = alike ? call.pitch : C;
-  const float factor = kind == kNothing ? 0.f : 1.f;
   const float4 scale = *reinterpret_cast<const float4*>(scales + c);
   const float4 mean = *reinterpret_cast<const float4*>(scales + C + c);
-#pragma unroll
-  for (int j = 0; j < kPixels; ++j) {
-    if (index_of<C>(j) >= count) continue;
-    const int pixel = first + index_of<C>(j);
-    const int64_t at = alike && row[kStride] > 1
-                           ? strided_pixel(pixel, call.height, call.width, input_of(row))
-                           : pixel;
-    float4 v = *reinterpret_cast<const float4*>(from + at * pitch + c);
-    if (alike) v = make_float4(v.x * factor, v.y * factor, v.z * factor, v.w * factor);
+  const auto add = [&](int j, float4 v) {
+    if (kind == kNothing) v = make_float4(v.x * 0, v.y * 0, v.z * 0, v.w * 0);
     sums[j][0] += scale.x * (v.x - mean.x);
     sums[j][1] += scale.y * (v.y - mean.y);
     sums[j][2] += scale.z * (v.z - mean.z);
     sums[j][3] += scale.w * (v.w - mean.w);
+  };
+  if (alike && row[kStride] > 1) {
+#pragma unroll
+    for (int j = 0; j < kPixels; ++j) {
+      if (index_of<C>(j) >= count) continue;
+      const int pixel = first + index_of<C>(j);
+      const int64_t at = strided_pixel(pixel, call.height, call.width, input_of(row));
+      add(j, *reinterpret_cast<const float4*>(from + at * pitch));
+    }
+    return;
+  }
+  // Two pixels are on their way before the first is waited for.
+#pragma unroll
+  for (int j = 0; j < kPixels; j += 2) {
+    const float* own = from + int64_t(first + index_of<C>(j)) * pitch;
+    float4 one, other;
+    if (index_of<C>(j) < count) one = *reinterpret_cast<const float4*>(own);
+    if (index_of<C>(j + 1) < count)
+      other = *reinterpret_cast<const float4*>(own + kThreads / kQuads<C> * pitch);
+    if (index_of<C>(j) < count) add(j, one);
+    if (index_of<C>(j + 1) < count) add(j + 1, other);
   }
 }
 

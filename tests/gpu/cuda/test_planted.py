@@ -32,14 +32,18 @@ COLLECT, REACH_STATES = "cell/collect.cuh", "cell/reach_states.cuh"
     ("file", "old", "new"),
     [
         # Outputs that nobody writes.
-        (CONVOLVE, "live[j] = pixel.live &&", "live[j] = c == 0 && pixel.live &&"),
+        (CONVOLVE, "if (at[j] >= 0)", "if (at[j] >= 0 && c == 0)"),
         (CONVOLVE, "    to[C] = squares;", ""),
         # An index off by one: a tap, a row of the image, a pixel of the chunk.
-        ("cell/depthwise.cuh", "weights[(tap + k) * C + c]", "weights[(tap + k + 1) * C + c]"),
+        ("cell/depthwise.cuh", "taps[k * kPairs]", "taps[(k + 1) * kPairs]"),
         ("cell/tile.cuh", "y < height && n", "y <= height && n"),
         ("cell/tile.cuh", "tile.top + pixel.y < height", "tile.top + pixel.y <= height"),
         # A stride of one pixel in the place of a row's.
-        ("cell/depthwise.cuh", "from += kDilation * tile.columns * C;", "from += kDilation * C;"),
+        (
+            "cell/depthwise.cuh",
+            "from += kDilation * tile.columns * kPairs;",
+            "from += kDilation * kPairs;",
+        ),
     ],
 )
 def test_planted_bugs_are_noticed(device, planted, file, old, new):

@@ -116,8 +116,8 @@ def tile_of(
             tile = tile.half
     while tile.log_images + tile.log_height and shared_of(tile) > most:
         tile = tile.half
-    # Half the images cost little where two programs then hide each other's barriers, and each
-    # thread still has a run.
+    # Half the images cost little where two programs then hide each other's barriers, and
+    # half of the threads still have a run of two channels.
     several = tile.log_images > 0 and tile.numbers(channels) > _THREADS << _RUN
     if several and shared_of(tile) > each_of_two >= shared_of(tile.half):
         tile = tile.half

@@ -85,9 +85,9 @@ __device__ __forceinline__ void collect_pool(const Reach& call, const ReachRoom<
                                              const int64_t* group) {
   const int64_t* row = room.row;
   const Input input{static_cast<int>(row[kHeight]), static_cast<int>(row[kWidth]), kStride};
-  const Tile start = tile_of(call.log_width, call.log_height, call.log_images, 1, 1);
+  const Tile start = tile_of(C, call.log_width, call.log_height, call.log_images, 1, 1);
   float* shares = room.dz;
-  float* winners = room.dz + (start.rows << start.log_images) * start.columns * C;
+  float* winners = room.dz + input_pixels(start) * C;
   const bool averages = row[kKind] == kAverage;
   const int quad = threadIdx.x % kQuads<C>, shuffled = static_cast<int>(group[kGroupShuffled]);
   float* to = call.gradients + group[kGroupGradient];
@@ -140,7 +140,7 @@ __device__ __forceinline__ void collect_alike(const Reach& call, const ReachRoom
   const float* scale = room.coefficients + c;
   const float* from = call.gradients + row[kGradient];
   float* to = call.gradients + group[kGroupGradient];
-  const Tile start = tile_of(call.log_width, call.log_height, call.log_images, 0, 1);
+  const Tile start = tile_of(C, call.log_width, call.log_height, call.log_images, 0, 1);
   for_tiles(start, call.height, *room.program, [&](const Tile& tile) {
     for_input_pixels<C>(
         tile, stride, height, width, room.program->end, [&](int image, int y, int x) {

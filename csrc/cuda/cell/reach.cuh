@@ -200,7 +200,8 @@ __device__ __forceinline__ void gather_inner(const Reach& call, const ReachRoom<
 
 template <int C, int kKernelSize>
 __device__ __forceinline__ void reach_as(const Reach& call, const ReachRoom<C>& room) {
-  const Tile tile = tile_of(call.log_width, call.log_height, call.log_images, call.inner_halo, 1);
+  const Tile tile =
+      tile_of(C, call.log_width, call.log_height, call.log_images, call.inner_halo, 1);
   const Input input{call.height, call.width, 1};
   pull<C, kKernelSize, 1, 1>(call, room, tile, [&](const Tile& at) {
     load_tile<C>(room.tile, at, input, call.z + room.row[kSource], C, room.program->end,

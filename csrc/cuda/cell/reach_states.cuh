@@ -90,12 +90,13 @@ __device__ __forceinline__ void gather_strided(const Reach& call, const ReachRoo
 template <int C, int kKernelSize, int kDilation, int kStride>
 __device__ __forceinline__ void reach_state_as(const Reach& call, const ReachRoom<C>& room,
                                                const int64_t* group) {
-  const Tile wide = tile_of(call.log_width, call.log_height, call.log_images, call.halo, kStride);
+  const Tile wide =
+      tile_of(C, call.log_width, call.log_height, call.log_images, call.halo, kStride);
   pull<C, kKernelSize, kDilation, kStride>(call, room, wide, [&](const Tile& at) {
     load_tile<C>(room.tile, at, input_of(room.row), call.states + room.row[kSource], call.pitch,
                  room.program->end, Rectified{});
   });
-  const Tile tile = tile_of(call.log_width, call.log_height, call.log_images, call.halo, 1);
+  const Tile tile = tile_of(C, call.log_width, call.log_height, call.log_images, call.halo, 1);
   if (kStride == 1)
     gather_state<C, kKernelSize, kDilation>(call, room, group, tile);
   else

@@ -60,21 +60,28 @@ struct Tile {
   int log_images;
   int halo;     // pixels around, as many as the widest window needs
   int rows;     // of the input, with the halo
-  int columns;  // likewise; odd, so that neighbouring rows begin in different banks
+  int columns;  // from row to row, whose halos share the zeros between them
   int image;    // first image
   int top;      // first row of the output
 };
 
-__device__ inline Tile tile_of(int log_width, int log_height, int log_images, int halo,
-                               int stride) {
+// As many columns as a row has, and a halo; where a warp has several rows, an odd number, so that
+// neighbours begin in different banks.
+__device__ inline Tile tile_of(int channels, int log_width, int log_height, int log_images,
+                               int halo, int stride) {
   Tile tile{};
   tile.log_width = log_width;
   tile.log_height = log_height;
   tile.log_images = log_images;
   tile.halo = halo;
   tile.rows = ((1 << log_height) - 1) * stride + 1 + 2 * halo;
-  tile.columns = (((1 << log_width) - 1) * stride + 1 + 2 * halo) | 1;
+  tile.columns = ((stride << log_width) + halo) | (channels < 32 ? 1 : 0);
   return tile;
+}
+
+// Pixels of the input, and the last row's halo behind them.
+__device__ inline int input_pixels(const Tile& tile) {
+  return (tile.rows << tile.log_images) * tile.columns + tile.halo;
 }
 
 __device__ inline int pixels_of(const Tile& tile) {
@@ -109,13 +116,16 @@ struct Normalized {
 
 // Fill a tile with its halo by `value(row, y, x, c)`: 4 channels from c on of pixel (y, x) of an
 // image, whose row of pixels begins with pixel `row` of all images; zeros outside. A warp takes a
-// row after the other, lanes keep their channels: per pixel little is left to be worked out.
+// row after the other, from its first pixel to the halo of the next, lanes keep their channels: per
+// pixel little is left to be worked out.
 template <int C, class Value>
 __device__ __forceinline__ void fill_tile(float* shared, const Tile& tile, int height, int width,
                                           int stride, int images, Value value) {
   const int lane = threadIdx.x % 32, c = lane % kQuads<C> * 4;
   const int top = tile.top * stride - tile.halo, bottom = top + tile.rows;
   int n = tile.image, y = top + threadIdx.x / 32;
+  for (int i = threadIdx.x; i < tile.halo * kQuads<C>; i += kThreads)
+    reinterpret_cast<float4*>(shared)[i] = make_float4(0, 0, 0, 0);
   for (int line = threadIdx.x / 32; line < tile.rows << tile.log_images;
        line += kWarps, y += kWarps) {
     for (; y >= bottom; y -= tile.rows) ++n;
@@ -125,7 +135,7 @@ __device__ __forceinline__ void fill_tile(float* shared, const Tile& tile, int h
     float4* to =
         reinterpret_cast<float4*>(shared) + (line * tile.columns + tile.halo) * kQuads<C> + c / 4;
 #pragma unroll 1
-    for (int x = lane / kQuads<C> - tile.halo; x < tile.columns - tile.halo; x += 32 / kQuads<C>)
+    for (int x = lane / kQuads<C>; x < tile.columns; x += 32 / kQuads<C>)
       to[x * kQuads<C>] =
           static_cast<unsigned>(x) < inside ? value(row, y, x, c) : make_float4(0, 0, 0, 0);
   }
@@ -146,7 +156,7 @@ __device__ __forceinline__ void load_tile(float* shared, const Tile& tile, const
 // ReLU of what lies in shared memory, for the layers behind the pools.
 template <int C>
 __device__ void rectify_tile(float* shared, const Tile& tile) {
-  const int numbers = (tile.rows << tile.log_images) * tile.columns * kQuads<C>;
+  const int numbers = input_pixels(tile) * kQuads<C>;
   for (int i = threadIdx.x; i < numbers; i += kThreads)
     reinterpret_cast<float4*>(shared)[i] = rectified(reinterpret_cast<float4*>(shared)[i]);
 }

@@ -44,7 +44,7 @@ REACH = CudaKernel("cell_reach", torch.ops.da2s_fast.cell_reach)
 
 # As in csrc/cuda/cell/table.cuh and tile.cuh.
 _CHANNELS = (4, 8, 16, 32, 64)
-_COLUMNS, _WARPS = 28, 8
+_COLUMNS, _WARPS, _WARP = 28, 8, 32
 _PROGRAM = 8
 """Numbers of 8 bytes that a program of `REACH` knows of itself."""
 _TURN = 4
@@ -124,11 +124,11 @@ def tile_of(
     return {**tile._asdict(), "shared": shared_of(tile)}
 
 
-def _input_of(tile: Tile, windows: Windows) -> int:
-    """Pixels of a tile's input, with its halo."""
+def _input_of(tile: Tile, windows: Windows, channels: int) -> int:
+    """Numbers of a tile's input, with its halo: see csrc/cuda/cell/tile.cuh."""
     rows = ((1 << tile.log_height) - 1) * windows.stride + 1 + 2 * windows.halo
-    columns = ((1 << tile.log_width) - 1) * windows.stride + 1 + 2 * windows.halo | 1
-    return (rows << tile.log_images) * columns
+    columns = ((windows.stride << tile.log_width) + windows.halo) | (channels < _WARP)
+    return ((rows << tile.log_images) * columns + windows.halo) * channels
 
 
 def nodes_arguments(layout: Layout, tasks: NodeTasks, device: torch.device) -> dict[str, Any]:
@@ -140,7 +140,7 @@ def nodes_arguments(layout: Layout, tasks: NodeTasks, device: torch.device) -> d
     def shared(tile: Tile) -> int:  # `Room` of csrc/cuda/cell/convolve.cuh
         rows = most_rows(c)
         between = max(tile.numbers(c), 2 * _THREADS)
-        inputs = max(_input_of(tile, first), _input_of(tile, second)) * c
+        inputs = max(_input_of(tile, first, c), _input_of(tile, second, c))
         mixes = 2 * c * tasks.most + _TILE  # of csrc/cuda/cell/mix.cuh
         singles = c * (2 + rows + 2 * _WARPS) + max((c + taps) * c + between + inputs, mixes)
         return 8 * (rows * (2 * c + _COLUMNS) + _TURN) + 4 * singles
@@ -164,8 +164,8 @@ def reach_arguments(layout: Layout, tasks: ReachTasks, device: torch.device) -> 
         weights = (c + taps) * c
         small = c * (4 + 2 + 2 * _WARPS)
         numbers = tile.numbers(c) if c > 16 else _TILE
-        room = 3 * numbers + max(_input_of(tile, windows), _input_of(tile, inner)) * c
-        pools = 2 * _input_of(tile, _POOL) * c  # `collect_pool` of csrc/cuda/cell/collect.cuh
+        room = 3 * numbers + max(_input_of(tile, windows, c), _input_of(tile, inner, c))
+        pools = 2 * _input_of(tile, _POOL, c)  # `collect_pool` of csrc/cuda/cell/collect.cuh
         # `write_products` and `write_taps` of csrc/cuda/cell/pull.cuh; `coefficients` needs less.
         parts = max(16, taps) * _THREADS
         behind = max(room, pools, parts)

@@ -7,8 +7,9 @@ namespace da2s_fast::cell {
 
 // A thread sums kRun neighbouring outputs of one channel in registers, row by row of the kernel: an
 // input is read once per row and used for every output whose window holds it. `weights` are (taps,
-// C), `between` (pixels of the tile, C). The lanes of a warp take channels, then rows.
-template <int C, int kKernel, int kDilation, int kStride>
+// C), kTurned: turned around; `between` (pixels of the tile, C). The lanes of a warp take channels,
+// then rows.
+template <int C, int kKernel, int kDilation, int kStride, bool kTurned = false>
 __device__ __forceinline__ void depthwise(const float* shared, const Tile& tile, int padding,
                                           const float* weights, float* between) {
   constexpr int kReach = (kRun - 1) * kStride + (kKernel - 1) * kDilation + 1;
@@ -25,7 +26,8 @@ __device__ __forceinline__ void depthwise(const float* shared, const Tile& tile,
     for (int tap = 0; tap < kKernel * kKernel; tap += kKernel) {
       float w[kKernel];
 #pragma unroll
-      for (int k = 0; k < kKernel; ++k) w[k] = weights[(tap + k) * C + c];
+      for (int k = 0; k < kKernel; ++k)
+        w[k] = weights[(kTurned ? kKernel * kKernel - 1 - tap - k : tap + k) * C + c];
 #pragma unroll
       for (int i = 0; i < kReach; ++i) {
         const float v = from[i * C];

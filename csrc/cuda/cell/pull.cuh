@@ -2,6 +2,7 @@
 #pragma once
 
 #include "depthwise.cuh"
+#include "kept.cuh"
 #include "moments.cuh"
 #include "table.cuh"
 
@@ -176,7 +177,7 @@ __device__ __forceinline__ void write_products(const float (&sums)[4][4], float*
 // Add a tile's part to the gradient of the depthwise weights: a thread has a channel of some runs.
 template <int C, int kKernelSize, int kDilation, int kStride>
 __device__ __forceinline__ void add_taps(const float* shared, const Tile& tile, int padding,
-                                         const float* total,
+                                         const Kept& kept,
                                          float (&sums)[kKernelSize * kKernelSize]) {
   constexpr int kReach = (kRun - 1) * kStride + (kKernelSize - 1) * kDilation + 1;
   const int c = threadIdx.x % C;
@@ -189,7 +190,7 @@ __device__ __forceinline__ void add_taps(const float* shared, const Tile& tile, 
     const int row = image * tile.rows + y * kStride + tile.halo - padding;
     const int column = x * kStride + tile.halo - padding;
     const float* from = shared + (row * tile.columns + column) * C + c;
-    const float* behind = total + ((line << tile.log_width) + x) * C + c;
+    const float* behind = kept.pixel<C>(kept.row_of(image, y), x) + c;
     float g[kRun];
 #pragma unroll
     for (int i = 0; i < kRun; ++i) g[i] = behind[i * C];
@@ -222,7 +223,6 @@ __device__ __forceinline__ void write_taps(const float (&sums)[kTaps], float* sh
     for (int part = 0; part < kThreads; part += C) sum += shared[tap * kThreads + part + c];
     to[c * kTaps + tap] = sum;
   }
-  __syncthreads();
 }
 
 }  // namespace da2s_fast::cell

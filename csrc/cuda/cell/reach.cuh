@@ -1,16 +1,16 @@
 // Through second layers of separable convolutions and ReLU to their inner norm, as `reach_inner` of
-// kernels/cell/reach.py has it.
+// kernels/cell/reach.py has it; what all layers have in common.
 //
-// A program has a row and a chunk of whole images, and goes over these twice, tile by tile. First
-// from the gradient behind the norm through the product: the result is what the convolution hands
-// back, and goes to a room in global memory; next to it the layer's input, in shared memory with
-// its halo, gives the depthwise output again, and with them the gradients of all weights, which
-// stay in registers from tile to tile. Then, behind a barrier, that room comes back into shared
-// memory with a halo: the gradient of the input is a depthwise convolution with the kernel turned
+// A program has a row and a chunk of whole images, and goes over these tile by tile: from the
+// gradient behind the norm through the product to what the convolution hands back, which is kept
+// (kept.cuh); next to it the layer's input, in shared memory with its halo, gives the depthwise
+// output again, and with them the gradients of all weights, which stay in registers from tile to
+// tile. The gradient of the input is a depthwise convolution of what is kept with the kernel turned
 // around.
 #pragma once
 
 #include "convolve.cuh"
+#include "kept.cuh"
 #include "pull.cuh"
 
 namespace da2s_fast::cell {
@@ -29,9 +29,10 @@ __device__ inline void begin(const Reach& call, int task, int chunk, Program* pr
   *program = {task, chunk, first < images ? first : images, end < images ? end : images};
 }
 
-// Shared memory of a program. What is behind `dz` also holds the tiles of a pool's gradients, and
-// the threads' parts of gradients of weights while they are added up: 16 numbers of a thread, or as
-// many as taps. The rooms of a small tile may be less than that; what a program is given is not.
+// Shared memory of a program. `dz` and what is behind it also hold the tiles of a pool's gradients,
+// `kept` and what is behind it the threads' parts of gradients of weights while they are added up:
+// 16 numbers of a thread, or as many as taps. The rooms of a small tile may be less than that; what
+// a program is given is not.
 template <int C>
 struct ReachRoom {
   double* sums;    // (2, C) of the chunk
@@ -44,8 +45,8 @@ struct ReachRoom {
   float* product;       // (outputs, C)
   float* spatial;       // (taps, C)
   float* dz;            // (pixels of the tile, C)
-  float* total;         // likewise
   float* between;       // likewise
+  float* kept;
   float* tile;
 
   __device__ ReachRoom(char* start, const Reach& call) {
@@ -63,8 +64,10 @@ struct ReachRoom {
     product = shared.take<float>(C * C);
     spatial = shared.take<float>(call.taps * C);
     dz = shared.take<float>(numbers);
-    total = shared.take<float>(numbers);
     between = shared.take<float>(numbers);
+    const int halo = call.halo > call.inner_halo ? call.halo : call.inner_halo;
+    const Tile widest = tile_of(C, call.log_width, call.log_height, call.log_images, halo, 1);
+    kept = shared.take<float>(input_pixels(widest) * C);
     tile = shared.take<float>(0);
   }
 };
@@ -83,69 +86,100 @@ __device__ void for_tiles(Tile tile, int height, const Program& program, Work wo
     for (tile.top = 0; tile.top < height; tile.top += 1 << tile.log_height) work(tile);
 }
 
-// Depthwise weights, (taps, C), or turned around. The number of taps is no constant of a kernel
-// size: quotients by it would be kept in registers, for all sizes, from layer to layer.
+// Depthwise weights, (taps, C). The number of taps is no constant of a kernel size: quotients by it
+// would be kept in registers, for all sizes, from layer to layer.
 template <int C>
-__device__ void load_spatial(const Reach& call, const ReachRoom<C>& room, bool turned) {
-  const int kernel = static_cast<int>(room.row[kKernel]), taps = kernel * kernel;
+__device__ void load_spatial(const Reach& call, const ReachRoom<C>& room) {
+  const int taps = static_cast<int>(room.row[kKernel] * room.row[kKernel]);
   const float* from = call.weights + room.row[kSpatial];
 #pragma unroll 1
-  for (int i = threadIdx.x; i < taps * C; i += kThreads) {
-    const int tap = i / C, c = i % C;
-    room.spatial[(turned ? taps - 1 - tap : tap) * C + c] = from[c * taps + tap];
-  }
+  for (int i = threadIdx.x; i < taps * C; i += kThreads)
+    room.spatial[i] = from[i % C * taps + i / C];
 }
 
-// What the first pass needs to know of a layer, behind the barrier that its row is there; another
-// barrier comes after it.
+// What is to be known of a layer, behind the barrier that its row is there; another barrier comes
+// after it.
 template <int C>
 __device__ void load_layer(const Reach& call, const ReachRoom<C>& room) {
   coefficients<C>(call, room.row, room.coefficients, reinterpret_cast<double*>(room.dz));
-  load_spatial<C>(call, room, false);
+  load_spatial<C>(call, room);
   for (int i = threadIdx.x; i < C * C; i += kThreads)
     room.product[i] = call.weights[room.row[kProduct] + i];
 }
 
-// The chunk's first pass. `load_input(tile)` fills the room's tile with the layer's input.
+// What a layer's weights get, a thread's part.
+template <int kKernelSize>
+struct WeightGradients {
+  float products[4][4] = {};
+  float taps[kKernelSize * kKernelSize] = {};
+};
+
+// A tile's rows of what is kept, and its part of the weights' gradients. `load_input(tile)` fills
+// the room's tile with the layer's input. What the tile needed may go behind the next barrier.
 template <int C, int kKernelSize, int kDilation, int kStride, class LoadInput>
-__device__ __forceinline__ void pull(const Reach& call, const ReachRoom<C>& room, const Tile& start,
-                                     LoadInput load_input) {
+__device__ __forceinline__ void pull(const Reach& call, const ReachRoom<C>& room, const Tile& tile,
+                                     const Kept& kept, LoadInput load_input,
+                                     WeightGradients<kKernelSize>& found) {
   const int64_t* row = room.row;
-  const int padding = static_cast<int>(row[kPadding]), c = threadIdx.x % kQuads<C> * 4;
+  const int padding = static_cast<int>(row[kPadding]);
   const bool wanted = call.weight_gradients != nullptr;
-  float products[4][4] = {}, taps[kKernelSize * kKernelSize] = {};
-  for_tiles(start, call.height, *room.program, [&](const Tile& tile) {
-    if (wanted) load_input(tile);
-    load_dz<C>(call, row, room.coefficients, tile, room.program->end, room.dz);
-    __syncthreads();
-    float values[kPixels][4] = {};
-    // Where two programs shall fit, registers do not suffice for more than one case.
-    product<C, (C > 16)>(tile, room.dz, room.product, values);
-    float4* own = reinterpret_cast<float4*>(room.total);
-#pragma unroll
-    for (int j = 0; j < kPixels; ++j)
-      if (index_of<C>(j) < pixels_of(tile))
-        own[quad_of(j)] = make_float4(values[j][0], values[j][1], values[j][2], values[j][3]);
-    // Positions are worked out anew: kept since `load_dz`, they would take the product's registers.
-#pragma unroll 1
-    for (int j = 0; j < kPixels; ++j) {
-      const Pixel pixel = pixel_before<C>(room.program->end, j, tile, call);
-      if (pixel.live) store(call.gradients + row[kReached] + pixel.at * C + c, own[quad_of(j)]);
-    }
-    if (wanted) {
-      depthwise<C, kKernelSize, kDilation, kStride>(room.tile, tile, padding, room.spatial,
+  if (wanted) load_input(tile);
+  load_dz<C>(call, row, room.coefficients, tile, room.program->end, room.dz);
+  __syncthreads();
+  float values[kPixels][4] = {};
+  // Where two programs shall fit, registers do not suffice for more than one case.
+  product<C, (C > 16)>(tile, room.dz, room.product, values);
+  keep<C>(kept, tile, call.height, call.width, room.program->end, values);
+  if (wanted)
+    depthwise<C, kKernelSize, kDilation, kStride>(room.tile, tile, padding, room.spatial,
+                                                  room.between);
+  __syncthreads();
+  if (!wanted) return;
+  add_products<C>(room.dz, room.between, pixels_of(tile), found.products);
+  add_taps<C, kKernelSize, kDilation, kStride>(room.tile, tile, padding, kept, found.taps);
+}
+
+// The chunk's gradients of a layer's weights, through what held tiles: nobody needs these any more.
+template <int C, int kKernelSize>
+__device__ __forceinline__ void write_weights(const Reach& call, const ReachRoom<C>& room,
+                                              const WeightGradients<kKernelSize>& found) {
+  if (call.weight_gradients == nullptr) return;
+  float* to = call.weight_gradients + room.program->chunk * call.weight_count;
+  write_products<C>(found.products, room.kept, to + room.row[kProduct]);
+  write_taps<C, kKernelSize * kKernelSize>(found.taps, room.kept, to + room.row[kSpatial]);
+}
+
+// A layer with stride 1, behind a barrier. `finish(tile)` is given what reaches its input, in
+// `between`.
+template <int C, int kKernelSize, int kDilation, class LoadInput, class Finish>
+__device__ __forceinline__ void go_back(const Reach& call, const ReachRoom<C>& room, int halo,
+                                        LoadInput load_input, Finish finish) {
+  Tile tile = tile_of(C, call.log_width, call.log_height, call.log_images, halo, 1);
+  const int padding = static_cast<int>(room.row[kPadding]);
+  const Kept kept = kept_of<C>(room.kept, tile, padding, call.height);
+  WeightGradients<kKernelSize> found;
+  for (tile.image = room.program->first; tile.image < room.program->end;
+       tile.image += 1 << tile.log_images) {
+    clear<C>(kept);
+    for (int top = 0; top < call.height + kept.lag; top += 1 << tile.log_height) {
+      tile.top = top;
+      if (top > 0) move_up<C>(kept);
+      if (top < call.height) {
+        pull<C, kKernelSize, kDilation, 1>(call, room, tile, kept, load_input, found);
+      } else {
+        const float none[kPixels][4] = {};
+        __syncthreads();
+        keep<C>(kept, tile, call.height, call.width, room.program->end, none);
+      }
+      __syncthreads();
+      depthwise<C, kKernelSize, kDilation, 1, true>(kept.rows, kept.tile, padding, room.spatial,
                                                     room.between);
       __syncthreads();
-      add_products<C>(room.dz, room.between, pixels_of(tile), products);
-      add_taps<C, kKernelSize, kDilation, kStride>(room.tile, tile, padding, room.total, taps);
+      tile.top = top - kept.lag;
+      finish(tile);
     }
-    // The next tile comes; what was reached is read by other threads.
-    __syncthreads();
-  });
-  if (!wanted) return;
-  float* to = call.weight_gradients + room.program->chunk * call.weight_count;
-  write_products<C>(products, room.dz, to + row[kProduct]);
-  write_taps<C, kKernelSize * kKernelSize>(taps, room.dz, to + row[kSpatial]);
+  }
+  write_weights<C>(call, room, found);
 }
 
 // One pixel's 4 channels through ReLU behind a norm; centred values of z come along.
@@ -160,20 +194,15 @@ __device__ void through_relu(const float* norm, int c, float4 z, float4 found, f
   }
 }
 
-// The chunk's second pass.
 template <int C, int kKernelSize>
-__device__ __forceinline__ void gather_inner(const Reach& call, const ReachRoom<C>& room,
-                                             const Tile& start) {
+__device__ __forceinline__ void reach_as(const Reach& call, const ReachRoom<C>& room) {
   const int64_t* row = room.row;
-  const Input input{call.height, call.width, 1};
-  const int padding = static_cast<int>(row[kPadding]), c = threadIdx.x % kQuads<C> * 4;
-  load_spatial<C>(call, room, true);
-  for_tiles(start, call.height, *room.program, [&](const Tile& tile) {
-    load_tile<C>(room.tile, tile, input, call.gradients + row[kReached], C, room.program->end,
-                 Plain{});
-    __syncthreads();
-    depthwise<C, kKernelSize, 1, 1>(room.tile, tile, padding, room.spatial, room.between);
-    __syncthreads();
+  const int c = threadIdx.x % kQuads<C> * 4;
+  const auto load_input = [&](const Tile& tile) {
+    load_tile<C>(room.tile, tile, Input{call.height, call.width, 1}, call.z + row[kSource], C,
+                 room.program->end, Normalized{room.norm, room.norm + C});
+  };
+  const auto finish = [&](const Tile& tile) {
     float found[kPixels][4] = {}, centred[kPixels][4] = {};
 #pragma unroll
     for (int j = 0; j < kPixels; ++j) {
@@ -190,24 +219,13 @@ __device__ __forceinline__ void gather_inner(const Reach& call, const ReachRoom<
     if (threadIdx.x < C)
       for (int which = 0; which < 2; ++which)
         room.sums[which * C + threadIdx.x] += across_warps<C>(room.partial, threadIdx.x, which);
-  });
+  };
+  go_back<C, kKernelSize, 1>(call, room, call.inner_halo, load_input, finish);
   if (threadIdx.x < C) {
     double* to = call.sums + row[kInnerSums] + int64_t(room.program->chunk) * 2 * C + threadIdx.x;
     to[0] = room.sums[threadIdx.x];
     to[C] = room.sums[C + threadIdx.x];
   }
-}
-
-template <int C, int kKernelSize>
-__device__ __forceinline__ void reach_as(const Reach& call, const ReachRoom<C>& room) {
-  const Tile tile =
-      tile_of(C, call.log_width, call.log_height, call.log_images, call.inner_halo, 1);
-  const Input input{call.height, call.width, 1};
-  pull<C, kKernelSize, 1, 1>(call, room, tile, [&](const Tile& at) {
-    load_tile<C>(room.tile, at, input, call.z + room.row[kSource], C, room.program->end,
-                 Normalized{room.norm, room.norm + C});
-  });
-  gather_inner<C, kKernelSize>(call, room, tile);
 }
 
 // kMost: the largest kernel among the rows; those of 7x7 take the registers of two programs.

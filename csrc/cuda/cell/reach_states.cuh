@@ -23,32 +23,37 @@ __device__ __forceinline__ void add_behind_relu(const Reach& call, const int64_t
                static_cast<int>(group[kGroupShuffled]), found);
 }
 
-// The chunk's second pass at stride 1: a depthwise convolution with the kernel turned around.
+// Fills a tile with the state behind ReLU.
+template <int C>
+struct LoadState {
+  const Reach& call;
+  const ReachRoom<C>& room;
+  __device__ void operator()(const Tile& tile) const {
+    load_tile<C>(room.tile, tile, input_of(room.row), call.states + room.row[kSource], call.pitch,
+                 room.program->end, Rectified{});
+  }
+};
+
+// A layer with stride 1.
 template <int C, int kKernelSize, int kDilation>
-__device__ __forceinline__ void gather_state(const Reach& call, const ReachRoom<C>& room,
-                                             const int64_t* group, const Tile& start) {
+__device__ __forceinline__ void reach_alike(const Reach& call, const ReachRoom<C>& room,
+                                            const int64_t* group) {
   const int64_t* row = room.row;
-  const Input input{call.height, call.width, 1};
-  const int64_t source = row[kSource];
-  const int padding = static_cast<int>(row[kPadding]), c = threadIdx.x % kQuads<C> * 4;
-  load_spatial<C>(call, room, true);
-  for_tiles(start, call.height, *room.program, [&](const Tile& tile) {
-    load_tile<C>(room.tile, tile, input, call.gradients + row[kReached], C, room.program->end,
-                 Plain{});
-    __syncthreads();
-    depthwise<C, kKernelSize, kDilation, 1>(room.tile, tile, padding, room.spatial, room.between);
-    __syncthreads();
+  const int c = threadIdx.x % kQuads<C> * 4;
+  const auto finish = [&](const Tile& tile) {
 #pragma unroll
     for (int j = 0; j < kPixels; ++j) {
       const Pixel pixel = pixel_before<C>(room.program->end, j, tile, call);
       if (!pixel.live) continue;
       const float4 v = reinterpret_cast<const float4*>(room.between)[quad_of(j)];
-      add_behind_relu(call, group, source, pixel.at, c, v);
+      add_behind_relu(call, group, row[kSource], pixel.at, c, v);
     }
-  });
+  };
+  go_back<C, kKernelSize, kDilation>(call, room, call.halo, LoadState<C>{call, room}, finish);
 }
 
-// Likewise at stride 2: pixels of the input collect from the outputs whose windows hold them.
+// The chunk's second pass at stride 2: pixels of the input collect from the outputs whose windows
+// hold them.
 template <int C>
 __device__ __forceinline__ void gather_strided(const Reach& call, const ReachRoom<C>& room,
                                                const int64_t* group, const Tile& start) {
@@ -87,20 +92,40 @@ __device__ __forceinline__ void gather_strided(const Reach& call, const ReachRoo
   });
 }
 
-template <int C, int kKernelSize, int kDilation, int kStride>
+// A layer with stride 2, in two passes: what it is reached by goes through a room in global memory.
+template <int C, int kKernelSize, int kDilation>
+__device__ __forceinline__ void reach_strided(const Reach& call, const ReachRoom<C>& room,
+                                              const int64_t* group) {
+  const Tile wide = tile_of(C, call.log_width, call.log_height, call.log_images, call.halo, 2);
+  const Kept kept = kept_of<C>(room.kept, wide, 0, call.height);
+  const int c = threadIdx.x % kQuads<C> * 4;
+  WeightGradients<kKernelSize> found;
+  for_tiles(wide, call.height, *room.program, [&](const Tile& tile) {
+    pull<C, kKernelSize, kDilation, 2>(call, room, tile, kept, LoadState<C>{call, room}, found);
+#pragma unroll 1
+    for (int j = 0; j < kPixels; ++j) {
+      const Pixel pixel = pixel_before<C>(room.program->end, j, tile, call);
+      if (!pixel.live) continue;
+      const float* from = kept.pixel<C>(kept.row_of(pixel.image, pixel.y), pixel.x) + c;
+      store(call.gradients + room.row[kReached] + pixel.at * C + c,
+            *reinterpret_cast<const float4*>(from));
+    }
+    // The next tile comes.
+    __syncthreads();
+  });
+  write_weights<C>(call, room, found);
+  __syncthreads();
+  gather_strided<C>(call, room, group,
+                    tile_of(C, call.log_width, call.log_height, call.log_images, call.halo, 1));
+}
+
+template <int C, int kStride, int kKernelSize, int kDilation>
 __device__ __forceinline__ void reach_state_as(const Reach& call, const ReachRoom<C>& room,
                                                const int64_t* group) {
-  const Tile wide =
-      tile_of(C, call.log_width, call.log_height, call.log_images, call.halo, kStride);
-  pull<C, kKernelSize, kDilation, kStride>(call, room, wide, [&](const Tile& at) {
-    load_tile<C>(room.tile, at, input_of(room.row), call.states + room.row[kSource], call.pitch,
-                 room.program->end, Rectified{});
-  });
-  const Tile tile = tile_of(C, call.log_width, call.log_height, call.log_images, call.halo, 1);
   if (kStride == 1)
-    gather_state<C, kKernelSize, kDilation>(call, room, group, tile);
+    reach_alike<C, kKernelSize, kDilation>(call, room, group);
   else
-    gather_strided<C>(call, room, group, tile);
+    reach_strided<C, kKernelSize, kDilation>(call, room, group);
 }
 
 template <int C, int kStride, int kMost>
@@ -108,12 +133,12 @@ __device__ __forceinline__ void reach_state(const Reach& call, const ReachRoom<C
                                             const int64_t* group) {
   const int64_t kernel = room.row[kKernel];
   if (room.row[kDilation] == 1) {
-    if (kernel == 3) reach_state_as<C, 3, 1, kStride>(call, room, group);
-    if (kernel == 5) reach_state_as<C, 5, 1, kStride>(call, room, group);
-    if (kMost == 7 && kernel == 7) reach_state_as<C, kMost, 1, kStride>(call, room, group);
+    if (kernel == 3) reach_state_as<C, kStride, 3, 1>(call, room, group);
+    if (kernel == 5) reach_state_as<C, kStride, 5, 1>(call, room, group);
+    if (kMost == 7 && kernel == 7) reach_state_as<C, kStride, kMost, 1>(call, room, group);
   } else {
-    if (kernel == 3) reach_state_as<C, 3, 2, kStride>(call, room, group);
-    if (kernel == 5) reach_state_as<C, 5, 2, kStride>(call, room, group);
+    if (kernel == 3) reach_state_as<C, kStride, 3, 2>(call, room, group);
+    if (kernel == 5) reach_state_as<C, kStride, 5, 2>(call, room, group);
   }
 }
 

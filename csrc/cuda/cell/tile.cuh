@@ -188,7 +188,9 @@ __device__ Pixel pixel_of(int j, const Tile& tile, int height, int width) {
   pixel.image = index >> (tile.log_width + tile.log_height);
   pixel.at = (int64_t(tile.image) * height + tile.top) * width +
              ((pixel.image * height + pixel.y) * width + pixel.x);
-  pixel.live = index < pixels_of(tile) && pixel.x < width && tile.top + pixel.y < height;
+  // Rows above the image are more than there are.
+  pixel.live = index < pixels_of(tile) && pixel.x < width &&
+               static_cast<unsigned>(tile.top + pixel.y) < static_cast<unsigned>(height);
   return pixel;
 }
 

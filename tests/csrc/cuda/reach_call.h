@@ -69,7 +69,10 @@ struct ReachCall {
 
   // What tasks need in shared memory: layers whose input's tiles have this halo and stride, pools.
   void need_layers(int around, int stride) {
-    need(3 * 4 * cell::kPixels * cell::kThreads + input_of(extents.tile(channels, around, stride)));
+    const int64_t tiles = input_of(extents.tile(channels, around, 1)) +
+                          input_of(extents.tile(channels, around, stride));
+    const int64_t parts = int64_t{cell::kThreads} * std::max(16, taps);  // of gradients
+    need(2 * 4 * cell::kPixels * cell::kThreads + std::max(tiles, parts));
   }
   void need_pools() {
     const int64_t scratch = 4 * cell::kThreads;  // two doubles per thread

@@ -126,6 +126,9 @@ DA2S_TEST(cuda_gradients_of_states) {
   if (!shim::wanted()) return;
   FirstLayers<8>(3, 1, {1, 3, 5, 7, 2, 3, 1}).run(1).check();
   FirstLayers<16>(5, 2, {1, 1, 9, 20, 1, 2, 0}, 2).run(2).check();
+  // Windows see two tiles, or three.
+  FirstLayers<16>(5, 2, {1, 2, 8, 20, 2, 2, 0}).run(7).check();
+  FirstLayers<32>(5, 2, {1, 1, 7, 10, 1, 1, 0}).run(8).check();
   FirstLayers<4>(7, 1, {1, 2, 6, 3, 1, 3, 0, 1}, 4, false).run(3).check();
   FirstLayers<8>(5, 2, {2, 2, 9, 7, 1, 2, 0}).with_given_statistics().run(4).check();
   FirstLayers<4>(3, 2, {2, 3, 6, 8, 2, 2, 1}, 2).run(5).check();
@@ -138,6 +141,8 @@ DA2S_TEST(cuda_every_missing_barrier_of_states_is_noticed) {
     return FirstLayers<16>(3, 2, {1, 1, 16, 20, 1, 3, 0}).run(seed).written() +
            FirstLayers<16>(3, 1, {1, 1, 16, 20, 1, 3, 0}, 1, false).run(seed).written() +
            FirstLayers<16>(3, 1, {2, 1, 16, 20, 1, 2, 0}).run(seed).written() +
+           FirstLayers<4>(7, 1, {2, 1, 16, 16, 1, 2, 0}).run(seed).written() +
+           FirstLayers<32>(3, 1, {1, 1, 7, 10, 1, 1, 0}).run(seed).written() +
            FirstLayers<4>(7, 1, {1, 1, 16, 8, 1, 3, 0}).run(seed).written();
   });
 }

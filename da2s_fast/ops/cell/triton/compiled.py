@@ -164,11 +164,13 @@ def reach_arguments(layout: Layout, tasks: ReachTasks, device: torch.device) -> 
         weights = (c + taps) * c
         small = c * (4 + 2 + 2 * _WARPS)
         numbers = tile.numbers(c) if c > 16 else _TILE
-        room = 3 * numbers + max(_input_of(tile, windows, c), _input_of(tile, inner, c))
+        # What csrc/cuda/cell/kept.cuh keeps.
+        kept = _input_of(tile, Windows(max(windows.halo, inner.halo), 0, 1), c)
+        tiles = kept + max(_input_of(tile, windows, c), _input_of(tile, inner, c))
         pools = 2 * _input_of(tile, _POOL, c)  # `collect_pool` of csrc/cuda/cell/collect.cuh
         # `write_products` and `write_taps` of csrc/cuda/cell/pull.cuh; `coefficients` needs less.
         parts = max(16, taps) * _THREADS
-        behind = max(room, pools, parts)
+        behind = max(2 * numbers + max(tiles, parts), pools)
         return 8 * (2 * c + _COLUMNS + _PROGRAM) + 4 * (small + weights + behind)
 
     return {

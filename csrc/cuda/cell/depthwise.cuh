@@ -7,16 +7,18 @@ namespace da2s_fast::cell {
 
 // A thread sums kRun neighbouring outputs of one channel in registers, row by row of the kernel: an
 // input is read once per row and used for every output whose window holds it. `weights` are (taps,
-// C), kTurned: turned around; `between` (pixels of the tile, C). The lanes of a warp take channels,
-// then rows.
+// C), kTurned: turned around, and only of the tile's lines from `first` to before `end`; `between`
+// (pixels of the tile, C). The lanes of a warp take channels, then rows.
 template <int C, int kKernel, int kDilation, int kStride, bool kTurned = false>
 __device__ __forceinline__ void depthwise(const float* shared, const Tile& tile, int padding,
-                                          const float* weights, float* between) {
+                                          const float* weights, float* between, int first = 0,
+                                          int end = 0) {
   constexpr int kReach = (kRun - 1) * kStride + (kKernel - 1) * kDilation + 1;
   const int c = threadIdx.x % C;
   const int log_lines = tile.log_height + tile.log_images;
   for (int unit = threadIdx.x / C; unit < pixels_of(tile) / kRun; unit += kThreads / C) {
     const int line = unit & ((1 << log_lines) - 1);
+    if (kTurned && (line < first || line >= end)) continue;
     const int x = (unit >> log_lines) * kRun;
     const int image = line >> tile.log_height, y = line & ((1 << tile.log_height) - 1);
     const int row = image * tile.rows + y * kStride + tile.halo - padding;

@@ -17,6 +17,10 @@ struct Kept {
 
   // Row of an output pixel of the tile that comes.
   __device__ int row_of(int image, int y) const { return image * tile.rows + y + tile.halo + lag; }
+  // How many lines there may be that end in the image, if the first is `lag` above `top`.
+  __device__ int lines(int top, int height) const {
+    return lag > 0 ? height + lag - top : 1 << (tile.log_height + tile.log_images);
+  }
   // First channel of a pixel of such a row.
   template <int C>
   __device__ float* pixel(int row, int x) const {

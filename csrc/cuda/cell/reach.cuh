@@ -173,7 +173,8 @@ __device__ __forceinline__ void go_back(const Reach& call, const ReachRoom<C>& r
       }
       __syncthreads();
       depthwise<C, kKernelSize, kDilation, 1, true>(kept.rows, kept.tile, padding, room.spatial,
-                                                    room.between);
+                                                    room.between, kept.lag - top,
+                                                    kept.lines(top, call.height));
       __syncthreads();
       tile.top = top - kept.lag;
       finish(tile);

@@ -21,6 +21,11 @@ struct Kept {
   __device__ int lines(int top, int height) const {
     return lag > 0 ? height + lag - top : 1 << (tile.log_height + tile.log_images);
   }
+  // What comes behind: the layer's input.
+  template <int C>
+  __device__ float* behind() const {
+    return rows + input_pixels(tile) * C;
+  }
   // First channel of a pixel of such a row.
   template <int C>
   __device__ float* pixel(int row, int x) const {

@@ -46,8 +46,7 @@ struct ReachRoom {
   float* spatial;       // (taps, C)
   float* dz;            // (pixels of the tile, C)
   float* between;       // likewise
-  float* kept;
-  float* tile;
+  float* kept;          // a layer's, and its input behind
 
   __device__ ReachRoom(char* start, const Reach& call) {
     // Where two programs shall fit, registers do not suffice for addresses that are no constants.
@@ -65,10 +64,7 @@ struct ReachRoom {
     spatial = shared.take<float>(call.taps * C);
     dz = shared.take<float>(numbers);
     between = shared.take<float>(numbers);
-    const int halo = call.halo > call.inner_halo ? call.halo : call.inner_halo;
-    const Tile widest = tile_of(C, call.log_width, call.log_height, call.log_images, halo, 1);
-    kept = shared.take<float>(input_pixels(widest) * C);
-    tile = shared.take<float>(0);
+    kept = shared.take<float>(0);
   }
 };
 
@@ -123,7 +119,8 @@ __device__ __forceinline__ void pull(const Reach& call, const ReachRoom<C>& room
   const int64_t* row = room.row;
   const int padding = static_cast<int>(row[kPadding]);
   const bool wanted = call.weight_gradients != nullptr;
-  if (wanted) load_input(tile);
+  float* input = kept.behind<C>();
+  if (wanted) load_input(tile, input);
   load_dz<C>(call, row, room.coefficients, tile, room.program->end, room.dz);
   __syncthreads();
   float values[kPixels][4] = {};
@@ -131,12 +128,11 @@ __device__ __forceinline__ void pull(const Reach& call, const ReachRoom<C>& room
   product<C, (C > 16)>(tile, room.dz, room.product, values);
   keep<C>(kept, tile, call.height, call.width, room.program->end, values);
   if (wanted)
-    depthwise<C, kKernelSize, kDilation, kStride>(room.tile, tile, padding, room.spatial,
-                                                  room.between);
+    depthwise<C, kKernelSize, kDilation, kStride>(input, tile, padding, room.spatial, room.between);
   __syncthreads();
   if (!wanted) return;
   add_products<C>(room.dz, room.between, pixels_of(tile), found.products);
-  add_taps<C, kKernelSize, kDilation, kStride>(room.tile, tile, padding, kept, found.taps);
+  add_taps<C, kKernelSize, kDilation, kStride>(input, tile, padding, kept, found.taps);
 }
 
 // The chunk's gradients of a layer's weights, through what held tiles: nobody needs these any more.
@@ -199,8 +195,8 @@ template <int C, int kKernelSize>
 __device__ __forceinline__ void reach_as(const Reach& call, const ReachRoom<C>& room) {
   const int64_t* row = room.row;
   const int c = threadIdx.x % kQuads<C> * 4;
-  const auto load_input = [&](const Tile& tile) {
-    load_tile<C>(room.tile, tile, Input{call.height, call.width, 1}, call.z + row[kSource], C,
+  const auto load_input = [&](const Tile& tile, float* to) {
+    load_tile<C>(to, tile, Input{call.height, call.width, 1}, call.z + row[kSource], C,
                  room.program->end, Normalized{room.norm, room.norm + C});
   };
   const auto finish = [&](const Tile& tile) {

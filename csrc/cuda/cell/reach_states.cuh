@@ -28,8 +28,8 @@ template <int C>
 struct LoadState {
   const Reach& call;
   const ReachRoom<C>& room;
-  __device__ void operator()(const Tile& tile) const {
-    load_tile<C>(room.tile, tile, input_of(room.row), call.states + room.row[kSource], call.pitch,
+  __device__ void operator()(const Tile& tile, float* to) const {
+    load_tile<C>(to, tile, input_of(room.row), call.states + room.row[kSource], call.pitch,
                  room.program->end, Rectified{});
   }
 };
@@ -38,7 +38,7 @@ struct LoadState {
 template <int C, int kKernelSize, int kDilation>
 __device__ __forceinline__ void reach_alike(const Reach& call, const ReachRoom<C>& room,
                                             const int64_t* group) {
-  const int64_t* row = room.row;
+  const int64_t source = room.row[kSource];
   const int c = threadIdx.x % kQuads<C> * 4;
   const auto finish = [&](const Tile& tile) {
 #pragma unroll
@@ -46,7 +46,7 @@ __device__ __forceinline__ void reach_alike(const Reach& call, const ReachRoom<C
       const Pixel pixel = pixel_before<C>(room.program->end, j, tile, call);
       if (!pixel.live) continue;
       const float4 v = reinterpret_cast<const float4*>(room.between)[quad_of(j)];
-      add_behind_relu(call, group, row[kSource], pixel.at, c, v);
+      add_behind_relu(call, group, source, pixel.at, c, v);
     }
   };
   go_back<C, kKernelSize, kDilation>(call, room, call.halo, LoadState<C>{call, room}, finish);
@@ -63,7 +63,7 @@ __device__ __forceinline__ void gather_strided(const Reach& call, const ReachRoo
   const int kernel = static_cast<int>(row[kKernel]), dilation = static_cast<int>(row[kDilation]);
   const int in_height = static_cast<int>(row[kHeight]), in_width = static_cast<int>(row[kWidth]);
   for_tiles(start, call.height, *room.program, [&](const Tile& tile) {
-    load_tile<C>(room.tile, tile, input, call.gradients + row[kReached], C, room.program->end,
+    load_tile<C>(room.kept, tile, input, call.gradients + row[kReached], C, room.program->end,
                  Plain{});
     __syncthreads();
     const auto gather = [&](int image, int y, int x) {
@@ -76,7 +76,7 @@ __device__ __forceinline__ void gather_strided(const Reach& call, const ReachRoo
           const int left = x + padding - kx * dilation;
           if (left % 2 != 0) break;
           const int at = from * tile.columns + (left >> 1) + tile.halo;
-          const float4 v = reinterpret_cast<const float4*>(room.tile)[at * kQuads<C> + c / 4];
+          const float4 v = reinterpret_cast<const float4*>(room.kept)[at * kQuads<C> + c / 4];
           const float4 w =
               *reinterpret_cast<const float4*>(room.spatial + (ky * kernel + kx) * C + c);
           sum = make_float4(sum.x + v.x * w.x, sum.y + v.y * w.y, sum.z + v.z * w.z,

@@ -69,7 +69,7 @@ struct ReachCall {
 
   // What tasks need in shared memory: layers whose input's tiles have this halo and stride, pools.
   void need_layers(int around, int stride) {
-    const int64_t tiles = input_of(extents.tile(channels, around, 1)) +
+    const int64_t tiles = input_of(extents.tile(channels, stride == 1 ? around : 0, 1)) +
                           input_of(extents.tile(channels, around, stride));
     const int64_t parts = int64_t{cell::kThreads} * std::max(16, taps);  // of gradients
     need(2 * 4 * cell::kPixels * cell::kThreads + std::max(tiles, parts));

@@ -35,9 +35,9 @@ COLLECT, REACH_STATES = "cell/collect.cuh", "cell/reach_states.cuh"
         (CONVOLVE, "live[j] = pixel.live &&", "live[j] = c == 0 && pixel.live &&"),
         (CONVOLVE, "    to[C] = squares;", ""),
         # An index off by one: a tap, a row of the image, a pixel of the chunk.
-        ("cell/depthwise.cuh", "weights[(tap + k) * C + c]", "weights[(tap + k + 1) * C + c]"),
+        ("cell/depthwise.cuh", ": tap + k) * C + c]", ": tap + k + 1) * C + c]"),
         ("cell/tile.cuh", "y < height && n", "y <= height && n"),
-        ("cell/tile.cuh", "tile.top + pixel.y < height", "tile.top + pixel.y <= height"),
+        ("cell/tile.cuh", "< static_cast<unsigned>(height)", "<= static_cast<unsigned>(height)"),
         # A stride of one pixel in the place of a row's.
         ("cell/depthwise.cuh", "from += kDilation * tile.columns * C;", "from += kDilation * C;"),
     ],
@@ -55,7 +55,7 @@ def test_planted_bugs_are_noticed(device, planted, file, old, new):
         # An output that nobody writes.
         (REACH, "    to[C] = room.sums[C + threadIdx.x];", ""),
         # An index off by one: a tap of the kernel that is turned around, an image.
-        (REACH, "taps - 1 - tap", "(taps - tap) % taps"),
+        ("cell/depthwise.cuh", "kKernel * kKernel - 1 - tap - k :", "kKernel * kKernel - tap - k :"),
         (REACH, "end < images ? end : images", "end < images ? end : images - 1"),
         # A row's pitch in the place of a pixel's.
         (PULL, "gradient + pixel.at * pitch + c", "gradient + pixel.at * C * 2 + c"),
@@ -71,6 +71,23 @@ def test_planted_bugs_of_the_backward_pass_are_noticed(device, planted, file, ol
     planted(file, old, new)
     with pytest.raises((Mismatch, KernelFault)):
         check(make_case(SMALL, (3, 5, 7)), torch.float32, device)
+
+
+@ONE_ARCHITECTURE
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        # Another row of the tile before; none of the last rows, behind the last tile.
+        ("to[i + height * row]", "to[i + (height - 1) * row]"),
+        ("height + lag - top", "height - top"),
+    ],
+    ids=["row", "last"],
+)
+def test_planted_bugs_of_what_is_kept_are_noticed(device, planted, old, new):
+    """Of two tiles."""
+    planted("cell/kept.cuh", old, new)
+    with pytest.raises((Mismatch, KernelFault)):
+        check(make_case(SMALL, (1, 32, 20)), torch.float32, device)
 
 
 @ONE_ARCHITECTURE

@@ -86,6 +86,8 @@ class Tile(NamedTuple):
 
 _POOL = Windows(halo=1, taps=0, stride=1)
 """Of a pool's outputs."""
+_PLAIN = Windows(halo=0, taps=0, stride=1)
+"""Of outputs alone."""
 
 
 def tile_of(
@@ -164,9 +166,12 @@ def reach_arguments(layout: Layout, tasks: ReachTasks, device: torch.device) -> 
         weights = (c + taps) * c
         small = c * (4 + 2 + 2 * _WARPS)
         numbers = tile.numbers(c) if c > 16 else _TILE
-        # What csrc/cuda/cell/kept.cuh keeps.
-        kept = _input_of(tile, Windows(max(windows.halo, inner.halo), 0, 1), c)
-        tiles = kept + max(_input_of(tile, windows, c), _input_of(tile, inner, c))
+        # What csrc/cuda/cell/kept.cuh keeps of a layer, with as many pixels around as the layer's
+        # input has or, at stride 2, none.
+        halo = max(windows.halo, inner.halo)
+        tiles = 2 * _input_of(tile, Windows(halo, 0, 1), c)
+        if windows.stride == 2:
+            tiles = max(tiles, _input_of(tile, _PLAIN, c) + _input_of(tile, windows, c))
         pools = 2 * _input_of(tile, _POOL, c)  # `collect_pool` of csrc/cuda/cell/collect.cuh
         # `write_products` and `write_taps` of csrc/cuda/cell/pull.cuh; `coefficients` needs less.
         parts = max(16, taps) * _THREADS

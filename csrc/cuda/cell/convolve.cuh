@@ -5,7 +5,7 @@
 // from there all layers and pools of a pack, that is all that read this state with this stride, are
 // computed one after the other:
 //
-//     depthwise convolution   8 neighbouring outputs of a channel per thread, in registers; the
+//     depthwise convolution   8 neighbouring outputs of 2 channels per thread, in registers; the
 //                             results (pixels, C) go to shared memory
 //     product over channels   4 pixels x 4 channels per thread: 8 reads of 16 bytes for 64
 //                             multiply-adds; z leaves by 16 bytes
@@ -114,14 +114,21 @@ struct Room {
   }
 };
 
-// Bring weights of a layer's product as (C, cout), so that a thread's 4 outputs lie side by side.
+// Bring weights of a layer's product as (C, cout), so that a thread's 4 outputs lie side by side: 4
+// inputs of an output per thread, lanes have different outputs.
 template <int C>
 __device__ __forceinline__ void load_product(const Nodes& call, const int64_t* row, float* to) {
   if (row[kKind] != kSeparable && row[kKind] != kDense) return;
   const float* product = call.weights + row[kProduct];
   const int cout = static_cast<int>(row[kCout]);
+  const int out = threadIdx.x % C;
+  if (out >= cout) return;
 #pragma unroll 4
-  for (int i = threadIdx.x; i < cout * C; i += kThreads) to[i % C * C + i / C] = product[i];
+  for (int in = threadIdx.x / C * 4; in < C; in += kThreads / C * 4) {
+    const float4 w = *reinterpret_cast<const float4*>(product + out * C + in);
+    to[in * C + out] = w.x, to[(in + 1) * C + out] = w.y;
+    to[(in + 2) * C + out] = w.z, to[(in + 3) * C + out] = w.w;
+  }
 }
 
 // Depthwise weights, as (taps, C).
@@ -130,7 +137,10 @@ __device__ __forceinline__ void load_taps(const Nodes& call, const int64_t* row,
   if (row[kKind] != kSeparable) return;
   const float* spatial = call.weights + row[kSpatial];
   const int taps = static_cast<int>(row[kKernel] * row[kKernel]);
-  for (int i = threadIdx.x; i < taps * C; i += kThreads) to[i] = spatial[i % C * taps + i / C];
+  const int c = threadIdx.x % C;
+#pragma unroll(C > 16 ? 4 : 1)
+  for (int tap = threadIdx.x / C; tap < taps; tap += kThreads / C)
+    to[tap * C + c] = spatial[c * taps + tap];
 }
 
 // What a row has before its product.
@@ -194,32 +204,57 @@ __device__ __forceinline__ void product(const Tile& tile, const float* between,
 // By 16 bytes; compilers take plain assignments apart.
 __device__ inline void store(float* to, float4 v) { __stwb(reinterpret_cast<float4*>(to), v); }
 
-// A row's z of one tile: from what its product or pool reads in shared memory.
-template <int C, bool kSecond>
-__device__ __forceinline__ void finish_row(const Nodes& call, const Room<C>& room, const Tile& tile,
-                                           const int64_t* row, float (&values)[kPixels][4],
-                                           bool (&live)[kPixels]) {
-  const int c = threadIdx.x % kQuads<C> * 4;
-  const bool pools = !kSecond && (row[kKind] == kMaximum || row[kKind] == kAverage);
-  const bool own = pools || c < row[kCout];
-#pragma unroll
-  for (int j = 0; j < kPixels; ++j)
-    for (int i = 0; i < 4; ++i) values[j][i] = 0;
-  if (!pools && own) product<C, true>(tile, room.between, room.product, values);
+// Where a thread's pixels are in the output; -1 those that are outside of images or of the chunk.
+template <int C>
+__device__ __forceinline__ void locate(const Nodes& call, const Turn& turn, const Tile& tile,
+                                       int (&at)[kPixels]) {
 #pragma unroll
   for (int j = 0; j < kPixels; ++j) {
     const Pixel pixel = pixel_of<C>(j, tile, call.height, call.width);
-    live[j] = pixel.live && pixel.at >= room.turn->first && pixel.at < room.turn->end && own;
-    if (!live[j]) continue;
-    if (pools) {
-      float4 winner;
-      const float4 v =
-          pooled<C>(room.tile, tile, input_of(row), pixel, row[kKind] == kAverage, winner);
-      values[j][0] = v.x, values[j][1] = v.y, values[j][2] = v.z, values[j][3] = v.w;
-      if (row[kKind] == kMaximum) store(call.z + row[kPosition] + pixel.at * C + c, winner);
+    const bool live = pixel.live && pixel.at >= turn.first && pixel.at < turn.end;
+    at[j] = live ? static_cast<int>(pixel.at) : -1;
+  }
+}
+
+// A layer's z of one tile: from what its product reads in shared memory.
+template <int C>
+__device__ __forceinline__ void finish_layer(const Nodes& call, const Room<C>& room,
+                                             const Tile& tile, const int64_t* row,
+                                             const int (&at)[kPixels],
+                                             float (&values)[kPixels][4]) {
+  const int c = threadIdx.x % kQuads<C> * 4;
+  if (c >= row[kCout]) return;
+  product<C, true>(tile, room.between, room.product, values);
+  float* to = call.z + row[kZ] + row[kColumn] + c;
+#pragma unroll
+  for (int j = 0; j < kPixels; ++j)
+    if (at[j] >= 0)
+      store(to + int64_t(at[j]) * C,
+            make_float4(values[j][0], values[j][1], values[j][2], values[j][3]));
+}
+
+// A pool's, from the tile itself.
+template <int C>
+__device__ __forceinline__ void finish_pool(const Nodes& call, const Room<C>& room,
+                                            const Tile& tile, const int64_t* row,
+                                            const int (&at)[kPixels], float (&values)[kPixels][4]) {
+  const Input input = input_of(row);
+  const bool averages = row[kKind] == kAverage;
+  const int c = threadIdx.x % kQuads<C> * 4;
+  float *to = call.z + row[kZ] + c, *position = call.z + row[kPosition] + c;
+#pragma unroll
+  for (int j = 0; j < kPixels; ++j) {
+    if (at[j] < 0) continue;
+    const Window<C> window(room.tile, tile, input, pixel_of<C>(j, tile, call.height, call.width));
+    float4 v, winner;
+    if (averages) {
+      v = average_of(window, tile.columns);
+    } else {
+      v = maximum_of(window, tile.columns, winner);
+      store(position + int64_t(at[j]) * C, winner);
     }
-    store(call.z + row[kZ] + pixel.at * C + (pools ? 0 : row[kColumn]) + c,
-          make_float4(values[j][0], values[j][1], values[j][2], values[j][3]));
+    store(to + int64_t(at[j]) * C, v);
+    values[j][0] = v.x, values[j][1] = v.y, values[j][2] = v.z, values[j][3] = v.w;
   }
 }
 
@@ -288,6 +323,8 @@ template <int C, bool kSecond>
 __device__ __forceinline__ void convolve_tile(const Nodes& call, const Room<C>& room,
                                               const Tile& tile) {
   load_taps<C>(call, room.rows, room.spatial);
+  int at[kPixels];
+  locate<C>(call, *room.turn, tile, at);
   __syncthreads();
   for (int r = 0; r < room.turn->length; ++r) {
     const int64_t* row = room.rows + r * kLayer;
@@ -299,26 +336,26 @@ __device__ __forceinline__ void convolve_tile(const Nodes& call, const Room<C>& 
     spread<C, kSecond>(room, tile, row);
     __syncthreads();
     if (r + 1 < room.turn->length) load_taps<C>(call, row + kLayer, room.spatial);
-    float values[kPixels][4];
-    bool live[kPixels];
-    finish_row<C, kSecond>(call, room, tile, row, values, live);
+    float values[kPixels][4] = {};
+    if (kSecond || r >= room.turn->pools)
+      finish_layer(call, room, tile, row, at, values);
+    else
+      finish_pool(call, room, tile, row, at, values);
     float* pivots = room.pivots + r * C;
     if (!call.known) {
       if (room.turn->fresh > 0) {
-        add_up<C>(values, live, nullptr, room.partial);
+        add_values<C>(values, at, room.partial);
         __syncthreads();
         if (threadIdx.x < C)
           pivots[threadIdx.x] =
-              static_cast<float>(across_warps<C>(room.partial, threadIdx.x, 0) / room.turn->fresh);
+              static_cast<float>(over_warps<C>(room.partial, threadIdx.x) / room.turn->fresh);
         __syncthreads();
       }
-      add_up<C>(values, live, pivots, room.partial);
+      add_up<C>(values, at, pivots, room.partial);
     }
     __syncthreads();
-    if (!call.known && threadIdx.x < C)
-      for (int which = 0; which < 2; ++which)
-        room.sums[(r * C + threadIdx.x) * 2 + which] +=
-            across_warps<C>(room.partial, threadIdx.x, which);
+    if (!call.known && threadIdx.x < 2 * C)
+      room.sums[r * 2 * C + threadIdx.x] += over_warps<2 * C>(room.partial, threadIdx.x);
   }
 }
 
@@ -340,30 +377,29 @@ __device__ __forceinline__ void convolve(const Nodes& call, const Room<C>& room)
   }
   Tile tile = tile_of(C, call.log_width, call.log_height, call.log_images,
                       kSecond ? call.second_halo : call.halo, static_cast<int>(room.rows[kStride]));
-  const int size = call.height * call.width;
-  for (tile.image = room.turn->first / size; tile.image * size < room.turn->end;
-       tile.image += 1 << tile.log_images)
-    for (tile.top = 0; tile.top < call.height; tile.top += 1 << tile.log_height) {
-      const int image = tile.image * size, begin = image + tile.top * call.width;
-      const int bottom = tile.top + (1 << tile.log_height);
-      const int behind = tile.log_images > 0
-                             ? image + (size << tile.log_images)
-                             : image + (bottom < call.height ? bottom : call.height) * call.width;
-      const int first = room.turn->first, end = room.turn->end;
-      const int from = begin > first ? begin : first, to = behind < end ? behind : end;
-      if (from >= to) continue;
-      const float* source = (kSecond ? call.z : call.states) + room.rows[kSource];
-      const int pitch = kSecond ? C : call.pitch;
-      if (kSecond)
-        load_tile<C>(room.tile, tile, input_of(room.rows), source, pitch, call.images,
-                     Normalized{room.norm, room.norm + C});
-      else if (room.turn->pools > 0)
-        load_tile<C>(room.tile, tile, input_of(room.rows), source, pitch, call.images, Plain{});
-      else
-        load_tile<C>(room.tile, tile, input_of(room.rows), source, pitch, call.images, Rectified{});
-      if (threadIdx.x == 0) room.turn->fresh = from == first ? to - from : 0;
-      convolve_tile<C, kSecond>(call, room, tile);
-    }
+  const int size = call.height * call.width, first = room.turn->first, end = room.turn->end;
+  for (int from = first, to; from < end; from = to) {
+    tile.image = from / size;
+    const int image = tile.image * size, y = (from - image) / call.width;
+    tile.top = y >> tile.log_height << tile.log_height;
+    const int bottom = tile.top + (1 << tile.log_height);
+    const int behind = tile.log_images > 0
+                           ? image + (size << tile.log_images)
+                           : image + (bottom < call.height ? bottom : call.height) * call.width;
+    to = behind < end ? behind : end;
+    const float* source = (kSecond ? call.z : call.states) + room.rows[kSource];
+    const int pitch = kSecond ? C : call.pitch;
+    if (kSecond)
+      load_tile<C, 4>(room.tile, tile, input_of(room.rows), source, pitch, call.images,
+                      Normalized{room.norm, room.norm + C});
+    else if (room.turn->pools > 0)
+      load_tile<C, 4>(room.tile, tile, input_of(room.rows), source, pitch, call.images, Plain{});
+    else
+      load_tile<C, 4>(room.tile, tile, input_of(room.rows), source, pitch, call.images,
+                      Rectified{});
+    if (threadIdx.x == 0) room.turn->fresh = from == first ? to - from : 0;
+    convolve_tile<C, kSecond>(call, room, tile);
+  }
   __syncthreads();
   if (!call.known)
     write_moments<C>(call, room, room.turn->length, room.turn->end - room.turn->first);

@@ -5,46 +5,54 @@
 
 namespace da2s_fast::cell {
 
-// A thread sums kRun neighbouring outputs of one channel in registers, row by row of the kernel: an
-// input is read once per row and used for every output whose window holds it. `weights` are (taps,
-// C), kTurned: turned around, and only of the tile's lines from `first` to before `end`; `between`
-// (pixels of the tile, C). The lanes of a warp take channels, then rows.
+// A thread sums kRun neighbouring outputs of two channels in registers, row by row of the kernel:
+// an input is read once per row, both channels at once, and used for every output whose window
+// holds it. `weights` are (taps, C), kTurned: turned around, and only of the tile's lines from
+// `first` to before `end`; `between` (pixels of the tile, C). The lanes of a warp take channels,
+// then rows.
 template <int C, int kKernel, int kDilation, int kStride, bool kTurned = false>
 __device__ __forceinline__ void depthwise(const float* shared, const Tile& tile, int padding,
                                           const float* weights, float* between, int first = 0,
                                           int end = 0) {
   constexpr int kReach = (kRun - 1) * kStride + (kKernel - 1) * kDilation + 1;
-  const int c = threadIdx.x % C;
+  constexpr int kPairs = C / 2;
+  const int pair = threadIdx.x % kPairs;
   const int log_lines = tile.log_height + tile.log_images;
-  for (int unit = threadIdx.x / C; unit < pixels_of(tile) / kRun; unit += kThreads / C) {
+  for (int unit = threadIdx.x / kPairs; unit < pixels_of(tile) / kRun; unit += kThreads / kPairs) {
     const int line = unit & ((1 << log_lines) - 1);
     if (kTurned && (line < first || line >= end)) continue;
     const int x = (unit >> log_lines) * kRun;
     const int image = line >> tile.log_height, y = line & ((1 << tile.log_height) - 1);
     const int row = image * tile.rows + y * kStride + tile.halo - padding;
-    const float* from = shared + (row * tile.columns + x * kStride + tile.halo - padding) * C + c;
-    float sums[kRun] = {};
+    const int column = x * kStride + tile.halo - padding;
+    const float2* from =
+        reinterpret_cast<const float2*>(shared) + (row * tile.columns + column) * kPairs + pair;
+    const float2* taps = reinterpret_cast<const float2*>(weights) + pair;
+    if (kTurned) taps += (kKernel * kKernel - 1) * kPairs;
+    float2 sums[kRun] = {};
 #pragma unroll 1
-    for (int tap = 0; tap < kKernel * kKernel; tap += kKernel) {
-      float w[kKernel];
+    for (int ky = 0; ky < kKernel; ++ky) {
+      float2 w[kKernel];
 #pragma unroll
-      for (int k = 0; k < kKernel; ++k)
-        w[k] = weights[(kTurned ? kKernel * kKernel - 1 - tap - k : tap + k) * C + c];
+      for (int k = 0; k < kKernel; ++k) w[k] = taps[(kTurned ? -k : k) * kPairs];
 #pragma unroll
       for (int i = 0; i < kReach; ++i) {
-        const float v = from[i * C];
+        const float2 v = from[i * kPairs];
 #pragma unroll
         for (int k = 0; k < kKernel; ++k) {
           const int steps = i - k * kDilation;
-          if (steps >= 0 && steps % kStride == 0 && steps / kStride < kRun)
-            sums[steps / kStride] += v * w[k];
+          if (steps < 0 || steps % kStride != 0 || steps / kStride >= kRun) continue;
+          sums[steps / kStride].x += v.x * w[k].x;
+          sums[steps / kStride].y += v.y * w[k].y;
         }
       }
-      from += kDilation * tile.columns * C;
+      from += kDilation * tile.columns * kPairs;
+      taps += (kTurned ? -kKernel : kKernel) * kPairs;
     }
-    float* to = between + ((line << tile.log_width) + x) * C + c;
+    float2* to =
+        reinterpret_cast<float2*>(between) + ((line << tile.log_width) + x) * kPairs + pair;
 #pragma unroll
-    for (int i = 0; i < kRun; ++i) to[i * C] = sums[i];
+    for (int i = 0; i < kRun; ++i) to[i * kPairs] = sums[i];
   }
 }
 
@@ -52,12 +60,14 @@ __device__ __forceinline__ void depthwise(const float* shared, const Tile& tile,
 template <int C>
 __device__ void gather(const float* shared, const Tile& tile, int stride, int padding,
                        float* between) {
-  const int c = threadIdx.x % C;
-  for (int i = threadIdx.x / C; i < pixels_of(tile); i += kThreads / C) {
+  const float4* from = reinterpret_cast<const float4*>(shared) + threadIdx.x % kQuads<C>;
+  for (int i = index_of<C>(0); i < pixels_of(tile); i += kThreads / kQuads<C>) {
     const int x = i & ((1 << tile.log_width) - 1), line = i >> tile.log_width;
     const int image = line >> tile.log_height, y = line & ((1 << tile.log_height) - 1);
     const int row = image * tile.rows + y * stride + tile.halo - padding;
-    between[i * C + c] = shared[(row * tile.columns + x * stride + tile.halo - padding) * C + c];
+    const int column = x * stride + tile.halo - padding;
+    reinterpret_cast<float4*>(between)[i * kQuads<C> + threadIdx.x % kQuads<C>] =
+        from[(row * tile.columns + column) * kQuads<C>];
   }
 }
 

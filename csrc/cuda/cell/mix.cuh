@@ -57,20 +57,20 @@ __device__ __forceinline__ void add_candidate(const Nodes& call, const int64_t* 
   const int64_t kind = row[kKind];
   if (c < row[kColumn] || c >= row[kColumn] + row[kCout]) return;  // FactorizedReduce's halves
   const bool alike = kind == kSkip || kind == kNothing;
-  const float* from = alike ? call.states + row[kSource] : call.z + row[kZ];
+  const float* from = (alike ? call.states + row[kSource] : call.z + row[kZ]) + c;
   const int pitch = alike ? call.pitch : C;
-  const float factor = kind == kNothing ? 0.f : 1.f;
+  const Input input = alike ? input_of(row) : Input{0, 0, 1};
+  const bool nothing = kind == kNothing;
   const float4 scale = *reinterpret_cast<const float4*>(scales + c);
   const float4 mean = *reinterpret_cast<const float4*>(scales + C + c);
 #pragma unroll
   for (int j = 0; j < kPixels; ++j) {
     if (index_of<C>(j) >= count) continue;
     const int pixel = first + index_of<C>(j);
-    const int64_t at = alike && row[kStride] > 1
-                           ? strided_pixel(pixel, call.height, call.width, input_of(row))
-                           : pixel;
-    float4 v = *reinterpret_cast<const float4*>(from + at * pitch + c);
-    if (alike) v = make_float4(v.x * factor, v.y * factor, v.z * factor, v.w * factor);
+    const int64_t at =
+        input.stride > 1 ? strided_pixel(pixel, call.height, call.width, input) : pixel;
+    float4 v = *reinterpret_cast<const float4*>(from + at * pitch);
+    if (nothing) v = make_float4(v.x * 0, v.y * 0, v.z * 0, v.w * 0);
     sums[j][0] += scale.x * (v.x - mean.x);
     sums[j][1] += scale.y * (v.y - mean.y);
     sums[j][2] += scale.z * (v.z - mean.z);

@@ -8,27 +8,41 @@
 
 namespace da2s_fast::cell {
 
-// Add up lanes of a warp that have the same channels; all get the sum.
-template <int C>
-__device__ float across_lanes(float v) {
+// Write a warp's sums of a thread's numbers, as many of each channel: (warps, C, kNumbers / 4). Of
+// two lanes with the same channels, each hands over half of its numbers and adds up the other half;
+// where a single one is left, both add it up.
+template <int C, int kNumbers>
+__device__ __forceinline__ void add_numbers(float (&v)[kNumbers], float* partial) {
+  const int lane = threadIdx.x % 32;
+  int left = kNumbers, first = lane % kQuads<C> * kNumbers;
 #pragma unroll
-  for (int step = kQuads<C>; step < 32; step *= 2) v += __shfl_xor_sync(0xffffffffu, v, step);
-  return v;
-}
-
-// Write a warp's sums of two numbers of every channel: (warps, C, 2).
-template <int C>
-__device__ void add_lanes(const float (&first)[4], const float (&second)[4], float* partial) {
-  const int lane = threadIdx.x % 32, c = threadIdx.x % kQuads<C> * 4;
+  for (int step = kQuads<C>; step < 32; step *= 2) {
+    if (left == 1) {
+      v[0] += __shfl_xor_sync(0xffffffffu, v[0], step);
+      continue;
+    }
+    const bool upper = (lane & step) != 0;
+    left /= 2;
+    first += upper ? left : 0;
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const float one = across_lanes<C>(first[i]), other = across_lanes<C>(second[i]);
-    if (lane < kQuads<C>) {
-      float* to = partial + (threadIdx.x / 32 * C + c + i) * 2;
-      to[0] = one;
-      to[1] = other;
+    for (int i = 0; i < left; ++i) {
+      const float other = upper ? v[i] : v[left + i];
+      v[i] = (upper ? v[left + i] : v[i]) + __shfl_xor_sync(0xffffffffu, other, step);
     }
   }
+  if (lane >= kNumbers * kQuads<C>) return;  // a lane before has the same
+  float* to = partial + threadIdx.x / 32 * (kNumbers * kQuads<C>)+first;
+#pragma unroll
+  for (int i = 0; i < left; ++i) to[i] = v[i];
+}
+
+// Likewise of two numbers of every channel: (warps, C, 2).
+template <int C>
+__device__ void add_lanes(const float (&first)[4], const float (&second)[4], float* partial) {
+  float both[8];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) both[2 * i] = first[i], both[2 * i + 1] = second[i];
+  add_numbers<C>(both, partial);
 }
 
 // Likewise of values and of their products with others.
@@ -46,26 +60,52 @@ __device__ void add_pairs(const float (&values)[kPixels][4], const float (&other
   add_lanes<C>(sums, products, partial);
 }
 
-// Likewise of differences from the pivots and of their squares.
+// Sums of a tile's values: (warps, C). Pixels of which `at` is negative have none.
 template <int C>
-__device__ void add_up(const float (&values)[kPixels][4], const bool (&live)[kPixels],
-                       const float* pivots, float* partial) {
-  const int c = threadIdx.x % kQuads<C> * 4;
-  float off[kPixels][4];
+__device__ __forceinline__ void add_values(const float (&values)[kPixels][4],
+                                           const int (&at)[kPixels], float* partial) {
+  float sums[4] = {};
 #pragma unroll
-  for (int j = 0; j < kPixels; ++j)
+  for (int j = 0; j < kPixels; ++j) {
+    if (at[j] < 0) continue;
 #pragma unroll
-    for (int i = 0; i < 4; ++i)
-      off[j][i] = live[j] ? values[j][i] - (pivots == nullptr ? 0 : pivots[c + i]) : 0;
-  add_pairs<C>(off, off, partial);
+    for (int i = 0; i < 4; ++i) sums[i] += values[j][i];
+  }
+  add_numbers<C>(sums, partial);
 }
 
-// The sum over warps of one number of a channel.
+// Likewise of differences from the pivots and of their squares: (warps, C, 2).
+template <int C>
+__device__ __forceinline__ void add_up(const float (&values)[kPixels][4], const int (&at)[kPixels],
+                                       const float* pivots, float* partial) {
+  const float4 four = reinterpret_cast<const float4*>(pivots)[threadIdx.x % kQuads<C>];
+  const float pivot[4] = {four.x, four.y, four.z, four.w};
+  float sums[4] = {}, squares[4] = {};
+#pragma unroll
+  for (int j = 0; j < kPixels; ++j) {
+    if (at[j] < 0) continue;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float off = values[j][i] - pivot[i];
+      sums[i] += off;
+      squares[i] += off * off;
+    }
+  }
+  add_lanes<C>(sums, squares, partial);
+}
+
+// The sum over warps of one of kNumbers that each has.
+template <int kNumbers>
+__device__ double over_warps(const float* partial, int number) {
+  double sum = 0;
+  for (int warp = 0; warp < kWarps; ++warp) sum += partial[warp * kNumbers + number];
+  return sum;
+}
+
+// Likewise of one of two numbers of a channel.
 template <int C>
 __device__ double across_warps(const float* partial, int c, int which) {
-  double sum = 0;
-  for (int warp = 0; warp < kWarps; ++warp) sum += partial[(warp * C + c) * 2 + which];
-  return sum;
+  return over_warps<2 * C>(partial, 2 * c + which);
 }
 
 // The sum over all threads of a channel, which threads c, c + C, ... have; all get it.

@@ -142,10 +142,11 @@ __device__ __forceinline__ void load_dz(const Reach& call, const int64_t* row,
 template <int C>
 __device__ __forceinline__ void add_products(const float* dz, const float* between, int pixels,
                                              float (&sums)[4][4]) {
+  const int thread = this_thread();
   constexpr int kParts = kQuads<C> * kQuads<C>;
-  const int out = threadIdx.x % kParts / kQuads<C>, in = threadIdx.x % kQuads<C>;
+  const int out = thread % kParts / kQuads<C>, in = thread % kQuads<C>;
 #pragma unroll 2
-  for (int p = threadIdx.x / kParts; p < pixels; p += kThreads / kParts) {
+  for (int p = thread / kParts; p < pixels; p += kThreads / kParts) {
     const float4 g = reinterpret_cast<const float4*>(dz)[p * kQuads<C> + out];
     const float4 v = reinterpret_cast<const float4*>(between)[p * kQuads<C> + in];
     const float gs[4] = {g.x, g.y, g.z, g.w}, vs[4] = {v.x, v.y, v.z, v.w};
@@ -160,11 +161,12 @@ __device__ __forceinline__ void add_products(const float* dz, const float* betwe
 template <int C>
 __device__ __forceinline__ void write_products(const float (&sums)[4][4], float* shared,
                                                float* to) {
+  const int thread = this_thread();
   constexpr int kParts = kQuads<C> * kQuads<C>;
 #pragma unroll
-  for (int i = 0; i < 16; ++i) shared[i * kThreads + threadIdx.x] = sums[i / 4][i % 4];
+  for (int i = 0; i < 16; ++i) shared[i * kThreads + thread] = sums[i / 4][i % 4];
   __syncthreads();
-  for (int i = threadIdx.x; i < C * C; i += kThreads) {
+  for (int i = thread; i < C * C; i += kThreads) {
     const int out = i / C, in = i % C;
     const float* from = shared + (out % 4 * 4 + in % 4) * kThreads + out / 4 * kQuads<C> + in / 4;
     float sum = 0;
@@ -214,10 +216,11 @@ __device__ __forceinline__ void add_taps(const float* shared, const Tile& tile, 
 // per thread.
 template <int C, int kTaps>
 __device__ __forceinline__ void write_taps(const float (&sums)[kTaps], float* shared, float* to) {
+  const int thread = this_thread();
 #pragma unroll
-  for (int tap = 0; tap < kTaps; ++tap) shared[tap * kThreads + threadIdx.x] = sums[tap];
+  for (int tap = 0; tap < kTaps; ++tap) shared[tap * kThreads + thread] = sums[tap];
   __syncthreads();
-  for (int i = threadIdx.x; i < kTaps * C; i += kThreads) {
+  for (int i = thread; i < kTaps * C; i += kThreads) {
     const int tap = i / C, c = i % C;
     float sum = 0;
     for (int part = 0; part < kThreads; part += C) sum += shared[tap * kThreads + part + c];

@@ -15,6 +15,15 @@
 
 namespace da2s_fast::cell {
 
+// Where a layer's tiles lie. Read anew behind every barrier: what follows from it for a thread
+// would else be kept in registers that sums need.
+struct Geometry {
+  Tile tile;  // of its input
+  Tile kept;
+  int lag;
+  int none;  // what follows is read by 16 bytes
+};
+
 // What a program works on, once it knows; in registers, threads would miss the room meanwhile.
 struct Program {
   int task;
@@ -39,6 +48,7 @@ struct ReachRoom {
   int64_t* row;    // of the table
   int64_t* group;  // likewise
   Program* program;
+  Geometry* geometry;
   float* coefficients;  // (4, C)
   float* norm;          // (2, C)
   float* partial;       // (warps, C, 2)
@@ -56,6 +66,7 @@ struct ReachRoom {
     sums = shared.take<double>(2 * C);
     row = shared.take<int64_t>(kLayer);
     program = shared.take<Program>(1);
+    geometry = shared.take<Geometry>(1);
     group = shared.take<int64_t>(kGroup + 1);  // what follows is read by 16 bytes
     coefficients = shared.take<float>(4 * C);
     norm = shared.take<float>(2 * C);
@@ -66,12 +77,20 @@ struct ReachRoom {
     between = shared.take<float>(numbers);
     kept = shared.take<float>(0);
   }
+
+  __device__ Tile tile_at(int image, int top) const {
+    Tile tile = geometry->tile;
+    tile.image = image, tile.top = top;
+    return tile;
+  }
+  __device__ Kept kept_rows() const { return {kept, geometry->kept, geometry->lag}; }
 };
 
 // What the layer before needed may go; the row is there behind a barrier.
 template <int C>
 __device__ void load_row(const ReachRoom<C>& room, const int64_t* row) {
-  for (int i = threadIdx.x; i < kLayer; i += kThreads) room.row[i] = row[i];
+  const int thread = this_thread();
+  for (int i = thread; i < kLayer; i += kThreads) room.row[i] = row[i];
   __syncthreads();
 }
 
@@ -96,7 +115,13 @@ __device__ void load_spatial(const Reach& call, const ReachRoom<C>& room) {
 // What is to be known of a layer, behind the barrier that its row is there; another barrier comes
 // after it.
 template <int C>
-__device__ void load_layer(const Reach& call, const ReachRoom<C>& room) {
+__device__ void load_layer(const Reach& call, const ReachRoom<C>& room, int halo, int stride) {
+  if (threadIdx.x == 0) {
+    const int padding = stride == 1 ? static_cast<int>(room.row[kPadding]) : 0;
+    const Tile tile = tile_of(C, call.log_width, call.log_height, call.log_images, halo, stride);
+    const Kept kept = kept_of<C>(room.kept, tile, padding, call.height);
+    *room.geometry = {tile, kept.tile, kept.lag, 0};
+  }
   coefficients<C>(call, room.row, room.coefficients, reinterpret_cast<double*>(room.dz));
   load_spatial<C>(call, room);
   for (int i = threadIdx.x; i < C * C; i += kThreads)
@@ -110,29 +135,39 @@ struct WeightGradients {
   float taps[kKernelSize * kKernelSize] = {};
 };
 
-// A tile's rows of what is kept, and its part of the weights' gradients. `load_input(tile)` fills
-// the room's tile with the layer's input. What the tile needed may go behind the next barrier.
+// A tile's rows of what is kept, and its part of the weights' gradients. `load_input(tile, to)`
+// fills it with the layer's input. What the tile needed may go behind the next barrier.
 template <int C, int kKernelSize, int kDilation, int kStride, class LoadInput>
-__device__ __forceinline__ void pull(const Reach& call, const ReachRoom<C>& room, const Tile& tile,
-                                     const Kept& kept, LoadInput load_input,
+__device__ __forceinline__ void pull(const Reach& call, const ReachRoom<C>& room, int image,
+                                     int top, LoadInput load_input,
                                      WeightGradients<kKernelSize>& found) {
   const int64_t* row = room.row;
-  const int padding = static_cast<int>(row[kPadding]);
   const bool wanted = call.weight_gradients != nullptr;
-  float* input = kept.behind<C>();
-  if (wanted) load_input(tile, input);
-  load_dz<C>(call, row, room.coefficients, tile, room.program->end, room.dz);
+  const int end = room.program->end;
+  {
+    const Tile tile = room.tile_at(image, top);
+    if (wanted) load_input(tile, room.kept_rows().template behind<C>());
+    load_dz<C>(call, row, room.coefficients, tile, end, room.dz);
+  }
   __syncthreads();
-  float values[kPixels][4] = {};
-  // Where two programs shall fit, registers do not suffice for more than one case.
-  product<C, (C > 16)>(tile, room.dz, room.product, values);
-  keep<C>(kept, tile, call.height, call.width, room.program->end, values);
-  if (wanted)
-    depthwise<C, kKernelSize, kDilation, kStride>(input, tile, padding, room.spatial, room.between);
+  {
+    const Tile tile = room.tile_at(image, top);
+    const Kept kept = room.kept_rows();
+    float values[kPixels][4] = {};
+    // Where two programs shall fit, registers do not suffice for more than one case.
+    product<C, (C > 16)>(tile, room.dz, room.product, values);
+    keep<C>(kept, tile, call.height, call.width, end, values);
+    if (wanted)
+      depthwise<C, kKernelSize, kDilation, kStride>(
+          kept.behind<C>(), tile, static_cast<int>(row[kPadding]), room.spatial, room.between);
+  }
   __syncthreads();
   if (!wanted) return;
+  const Tile tile = room.tile_at(image, top);
+  const Kept kept = room.kept_rows();
   add_products<C>(room.dz, room.between, pixels_of(tile), found.products);
-  add_taps<C, kKernelSize, kDilation, kStride>(input, tile, padding, kept, found.taps);
+  add_taps<C, kKernelSize, kDilation, kStride>(kept.behind<C>(), tile,
+                                               static_cast<int>(row[kPadding]), kept, found.taps);
 }
 
 // The chunk's gradients of a layer's weights, through what held tiles: nobody needs these any more.
@@ -148,32 +183,30 @@ __device__ __forceinline__ void write_weights(const Reach& call, const ReachRoom
 // A layer with stride 1, behind a barrier. `finish(tile)` is given what reaches its input, in
 // `between`.
 template <int C, int kKernelSize, int kDilation, class LoadInput, class Finish>
-__device__ __forceinline__ void go_back(const Reach& call, const ReachRoom<C>& room, int halo,
+__device__ __forceinline__ void go_back(const Reach& call, const ReachRoom<C>& room,
                                         LoadInput load_input, Finish finish) {
-  Tile tile = tile_of(C, call.log_width, call.log_height, call.log_images, halo, 1);
-  const int padding = static_cast<int>(room.row[kPadding]);
-  const Kept kept = kept_of<C>(room.kept, tile, padding, call.height);
   WeightGradients<kKernelSize> found;
-  for (tile.image = room.program->first; tile.image < room.program->end;
-       tile.image += 1 << tile.log_images) {
-    clear<C>(kept);
-    for (int top = 0; top < call.height + kept.lag; top += 1 << tile.log_height) {
-      tile.top = top;
-      if (top > 0) move_up<C>(kept);
+  for (int image = room.program->first; image < room.program->end; image += 1 << call.log_images) {
+    clear<C>(room.kept_rows());
+    for (int top = 0; top < call.height + room.geometry->lag; top += 1 << call.log_height) {
+      if (top > 0) move_up<C>(room.kept_rows());
       if (top < call.height) {
-        pull<C, kKernelSize, kDilation, 1>(call, room, tile, kept, load_input, found);
+        pull<C, kKernelSize, kDilation, 1>(call, room, image, top, load_input, found);
       } else {
         const float none[kPixels][4] = {};
         __syncthreads();
-        keep<C>(kept, tile, call.height, call.width, room.program->end, none);
+        keep<C>(room.kept_rows(), room.tile_at(image, top), call.height, call.width,
+                room.program->end, none);
       }
       __syncthreads();
-      depthwise<C, kKernelSize, kDilation, 1, true>(kept.rows, kept.tile, padding, room.spatial,
-                                                    room.between, kept.lag - top,
-                                                    kept.lines(top, call.height));
+      {
+        const Kept kept = room.kept_rows();
+        depthwise<C, kKernelSize, kDilation, 1, true>(kept.rows, kept.tile, kept.tile.halo,
+                                                      room.spatial, room.between, kept.lag - top,
+                                                      kept.lines(top, call.height));
+      }
       __syncthreads();
-      tile.top = top - kept.lag;
-      finish(tile);
+      finish(room.tile_at(image, top - room.geometry->lag));
     }
   }
   write_weights<C>(call, room, found);
@@ -217,7 +250,7 @@ __device__ __forceinline__ void reach_as(const Reach& call, const ReachRoom<C>& 
       for (int which = 0; which < 2; ++which)
         room.sums[which * C + threadIdx.x] += across_warps<C>(room.partial, threadIdx.x, which);
   };
-  go_back<C, kKernelSize, 1>(call, room, call.inner_halo, load_input, finish);
+  go_back<C, kKernelSize, 1>(call, room, load_input, finish);
   if (threadIdx.x < C) {
     double* to = call.sums + row[kInnerSums] + int64_t(room.program->chunk) * 2 * C + threadIdx.x;
     to[0] = room.sums[threadIdx.x];
@@ -231,7 +264,7 @@ __device__ __forceinline__ void reach_inner(const Reach& call, const ReachRoom<C
                                             const int64_t* row) {
   for (int i = threadIdx.x; i < 2 * C; i += kThreads) room.sums[i] = 0;
   load_row<C>(room, row);
-  load_layer<C>(call, room);
+  load_layer<C>(call, room, call.inner_halo, 1);
   if (threadIdx.x < C) {
     const float* inner = call.statistics + room.row[kInner] + threadIdx.x;
     room.norm[threadIdx.x] = inner[0];

@@ -41,7 +41,7 @@ __device__ __forceinline__ void reach_alike(const Reach& call, const ReachRoom<C
   const int64_t source = room.row[kSource];
   const int c = threadIdx.x % kQuads<C> * 4;
   const auto finish = [&](const Tile& tile) {
-#pragma unroll
+#pragma unroll 1
     for (int j = 0; j < kPixels; ++j) {
       const Pixel pixel = pixel_before<C>(room.program->end, j, tile, call);
       if (!pixel.live) continue;
@@ -49,7 +49,7 @@ __device__ __forceinline__ void reach_alike(const Reach& call, const ReachRoom<C
       add_behind_relu(call, group, source, pixel.at, c, v);
     }
   };
-  go_back<C, kKernelSize, kDilation>(call, room, call.halo, LoadState<C>{call, room}, finish);
+  go_back<C, kKernelSize, kDilation>(call, room, LoadState<C>{call, room}, finish);
 }
 
 // The chunk's second pass at stride 2: pixels of the input collect from the outputs whose windows
@@ -96,12 +96,13 @@ __device__ __forceinline__ void gather_strided(const Reach& call, const ReachRoo
 template <int C, int kKernelSize, int kDilation>
 __device__ __forceinline__ void reach_strided(const Reach& call, const ReachRoom<C>& room,
                                               const int64_t* group) {
-  const Tile wide = tile_of(C, call.log_width, call.log_height, call.log_images, call.halo, 2);
-  const Kept kept = kept_of<C>(room.kept, wide, 0, call.height);
   const int c = threadIdx.x % kQuads<C> * 4;
   WeightGradients<kKernelSize> found;
-  for_tiles(wide, call.height, *room.program, [&](const Tile& tile) {
-    pull<C, kKernelSize, kDilation, 2>(call, room, tile, kept, LoadState<C>{call, room}, found);
+  const Tile start = tile_of(C, call.log_width, call.log_height, call.log_images, call.halo, 1);
+  for_tiles(start, call.height, *room.program, [&](const Tile& tile) {
+    pull<C, kKernelSize, kDilation, 2>(call, room, tile.image, tile.top, LoadState<C>{call, room},
+                                       found);
+    const Kept kept = room.kept_rows();
 #pragma unroll 1
     for (int j = 0; j < kPixels; ++j) {
       const Pixel pixel = pixel_before<C>(room.program->end, j, tile, call);
@@ -115,8 +116,7 @@ __device__ __forceinline__ void reach_strided(const Reach& call, const ReachRoom
   });
   write_weights<C>(call, room, found);
   __syncthreads();
-  gather_strided<C>(call, room, group,
-                    tile_of(C, call.log_width, call.log_height, call.log_images, call.halo, 1));
+  gather_strided<C>(call, room, group, start);
 }
 
 template <int C, int kStride, int kKernelSize, int kDilation>
@@ -156,7 +156,7 @@ __device__ __forceinline__ void reach_states(const Reach& call, const ReachRoom<
       collect<C>(call, room, group);
       continue;
     }
-    load_layer<C>(call, room);
+    load_layer<C>(call, room, call.halo, static_cast<int>(room.row[kStride]));
     __syncthreads();
     if (room.row[kStride] == 1)
       reach_state<C, 1, kMost>(call, room, group);

@@ -12,6 +12,20 @@
 namespace da2s_fast::cell {
 
 constexpr int kThreads = 256;
+
+// Who a thread is, asked anew where that is seldom needed: what follows from it would else be kept
+// in registers from the kernel's start on.
+__device__ __forceinline__ int this_thread() {
+#ifdef __CUDACC__
+  int thread;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  __builtin_assume(thread >= 0 && thread < kThreads);
+  return thread;
+#else
+  return static_cast<int>(threadIdx.x);
+#endif
+}
+
 constexpr int kWarps = kThreads / 32;
 constexpr int kPixels = 4;  // of a thread, 4 channels each
 constexpr int kRun = 8;     // neighbouring outputs of a depthwise convolution in one thread
@@ -94,7 +108,15 @@ struct Plain {
 };
 
 // NaN stays NaN.
-__device__ inline float rectified(float v) { return v <= 0 ? 0 : v; }
+__device__ inline float rectified(float v) {
+#ifdef __CUDACC__
+  float greater;
+  asm("max.NaN.f32 %0, %1, 0f00000000;" : "=f"(greater) : "f"(v));
+  return greater;
+#else
+  return v <= 0 ? 0 : v;
+#endif
+}
 __device__ inline float4 rectified(float4 v) {
   return make_float4(rectified(v.x), rectified(v.y), rectified(v.z), rectified(v.w));
 }
@@ -116,11 +138,13 @@ struct Normalized {
 
 // Fill a tile with its halo by `value(row, y, x, c)`: 4 channels from c on of pixel (y, x) of an
 // image, whose row of pixels begins with pixel `row` of all images; zeros outside. A warp takes a
-// row after the other, from its first pixel to the halo of the next, lanes keep their channels: per
-// pixel little is left to be worked out.
-template <int C, class Value>
+// row after the other, first what is inside of the image, then up to the halo of the next; lanes
+// keep their channels: per pixel little is left to be worked out. A thread waits for kAtOnce values
+// at a time, as many as it has registers for.
+template <int C, int kAtOnce = 1, class Value>
 __device__ __forceinline__ void fill_tile(float* shared, const Tile& tile, int height, int width,
                                           int stride, int images, Value value) {
+  constexpr int kStep = 32 / kQuads<C>;  // pixels that a warp takes at a time
   const int lane = threadIdx.x % 32, c = lane % kQuads<C> * 4;
   const int top = tile.top * stride - tile.halo, bottom = top + tile.rows;
   int n = tile.image, y = top + threadIdx.x / 32;
@@ -129,28 +153,29 @@ __device__ __forceinline__ void fill_tile(float* shared, const Tile& tile, int h
   for (int line = threadIdx.x / 32; line < tile.rows << tile.log_images;
        line += kWarps, y += kWarps) {
     for (; y >= bottom; y -= tile.rows) ++n;
-    // One comparison says whether a pixel is inside of an image, of which outside are none.
-    const unsigned inside = y >= 0 && y < height && n < images ? width : 0;
+    const int inside = y >= 0 && y < height && n < images ? width : 0;
     const int64_t row = (int64_t(n) * height + y) * width;
     float4* to =
-        reinterpret_cast<float4*>(shared) + (line * tile.columns + tile.halo) * kQuads<C> + c / 4;
+        reinterpret_cast<float4*>(shared) + (line * tile.columns + tile.halo) * kQuads<C> + lane;
+    float4* behind = to + inside * kQuads<C>;
+#pragma unroll(kAtOnce)
+    for (int x = lane / kQuads<C>; x < inside; x += kStep, to += 32) *to = value(row, y, x, c);
 #pragma unroll 1
-    for (int x = lane / kQuads<C>; x < tile.columns; x += 32 / kQuads<C>)
-      to[x * kQuads<C>] =
-          static_cast<unsigned>(x) < inside ? value(row, y, x, c) : make_float4(0, 0, 0, 0);
+    for (int x = inside + lane / kQuads<C>; x < tile.columns; x += kStep, behind += 32)
+      *behind = make_float4(0, 0, 0, 0);
   }
 }
 
 // Likewise from memory, `pitch` numbers a pixel.
-template <int C, class Change>
+template <int C, int kAtOnce = 1, class Change>
 __device__ __forceinline__ void load_tile(float* shared, const Tile& tile, const Input& input,
                                           const float* source, int pitch, int images,
                                           Change change) {
-  fill_tile<C>(shared, tile, input.height, input.width, input.stride, images,
-               [&](int64_t row, int, int x, int c) {
-                 const float* from = source + row * pitch + (x * pitch + c);
-                 return change(*reinterpret_cast<const float4*>(from), c);
-               });
+  fill_tile<C, kAtOnce>(shared, tile, input.height, input.width, input.stride, images,
+                        [&](int64_t row, int, int x, int c) {
+                          const float* from = source + (row * pitch + c) + int64_t(x) * pitch;
+                          return change(*reinterpret_cast<const float4*>(from), c);
+                        });
 }
 
 // ReLU of what lies in shared memory, for the layers behind the pools.

@@ -177,7 +177,7 @@ struct ReachCall {
     products = channels;
   }
   int64_t bytes() const {
-    return 8 * (2 * channels + cell::kLayer + cell::kGroup + 1) + sizeof(cell::Program) +
+    return 8 * (2 * channels + cell::kLayer + cell::kGroup + 1) + sizeof(cell::Program) + sizeof(cell::Geometry) +
            4 * (channels * (4 + 2 + 2 * cell::kWarps + products + taps) + room);
   }
 

@@ -31,6 +31,9 @@
 #define __device__
 #define __forceinline__ inline
 
+struct alignas(8) float2 {
+  float x, y;
+};
 struct alignas(16) float4 {
   float x, y, z, w;
 };

@@ -32,14 +32,18 @@ COLLECT, REACH_STATES = "cell/collect.cuh", "cell/reach_states.cuh"
     ("file", "old", "new"),
     [
         # Outputs that nobody writes.
-        (CONVOLVE, "live[j] = pixel.live &&", "live[j] = c == 0 && pixel.live &&"),
+        (CONVOLVE, "if (at[j] >= 0)", "if (at[j] >= 0 && c == 0)"),
         (CONVOLVE, "    to[C] = squares;", ""),
         # An index off by one: a tap, a row of the image, a pixel of the chunk.
-        ("cell/depthwise.cuh", ": tap + k) * C + c]", ": tap + k + 1) * C + c]"),
+        ("cell/depthwise.cuh", ": k) * kPairs", ": k + 1) * kPairs"),
         ("cell/tile.cuh", "y < height && n", "y <= height && n"),
         ("cell/tile.cuh", "< static_cast<unsigned>(height)", "<= static_cast<unsigned>(height)"),
         # A stride of one pixel in the place of a row's.
-        ("cell/depthwise.cuh", "from += kDilation * tile.columns * C;", "from += kDilation * C;"),
+        (
+            "cell/depthwise.cuh",
+            "from += kDilation * tile.columns * kPairs;",
+            "from += kDilation * kPairs;",
+        ),
     ],
 )
 def test_planted_bugs_are_noticed(device, planted, file, old, new):
@@ -55,7 +59,7 @@ def test_planted_bugs_are_noticed(device, planted, file, old, new):
         # An output that nobody writes.
         (REACH, "    to[C] = room.sums[C + threadIdx.x];", ""),
         # An index off by one: a tap of the kernel that is turned around, an image.
-        ("cell/depthwise.cuh", "kKernel * kKernel - 1 - tap - k :", "kKernel * kKernel - tap - k :"),
+        ("cell/depthwise.cuh", "kTurned ? -k :", "kTurned ? 1 - k :"),
         (REACH, "end < images ? end : images", "end < images ? end : images - 1"),
         # A row's pitch in the place of a pixel's.
         (PULL, "gradient + pixel.at * pitch + c", "gradient + pixel.at * C * 2 + c"),

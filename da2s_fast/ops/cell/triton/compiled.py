@@ -45,8 +45,8 @@ REACH = CudaKernel("cell_reach", torch.ops.da2s_fast.cell_reach)
 # As in csrc/cuda/cell/table.cuh and tile.cuh.
 _CHANNELS = (4, 8, 16, 32, 64)
 _COLUMNS, _WARPS, _WARP = 28, 8, 32
-_PROGRAM = 8
-"""Numbers of 8 bytes that a program of `REACH` knows of itself."""
+_PROGRAM = 18
+"""Numbers of 8 bytes that a program of `REACH` knows of itself and its layer."""
 _TURN = 4
 """Likewise of `NODES`."""
 _TILE = 4096
@@ -118,8 +118,8 @@ def tile_of(
             tile = tile.half
     while tile.log_images + tile.log_height and shared_of(tile) > most:
         tile = tile.half
-    # Half the images cost little where two programs then hide each other's barriers, and each
-    # thread still has a run.
+    # Half the images cost little where two programs then hide each other's barriers, and
+    # half of the threads still have a run of two channels.
     several = tile.log_images > 0 and tile.numbers(channels) > _THREADS << _RUN
     if several and shared_of(tile) > each_of_two >= shared_of(tile.half):
         tile = tile.half

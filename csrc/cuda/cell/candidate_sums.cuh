@@ -20,7 +20,7 @@ __device__ __forceinline__ void add_products(float4 g, float4 v, float (&totals)
 
 // Sum over pixels, from `begin` to before `end`, whatever `add(pixel, totals, products)` adds for 4
 // channels of one. A thread sums some of them in single precision, so few that no digits get lost;
-// all else is in double, and each channel's are one thread's.
+// all else is in double.
 template <int C, class Add>
 __device__ __forceinline__ void sum_pixels(const ReachRoom<C>& room, int64_t begin, int64_t end,
                                            Add add) {
@@ -35,20 +35,9 @@ __device__ __forceinline__ void sum_pixels(const ReachRoom<C>& room, int64_t beg
         if (first + index_of<C>(j) < behind) add(first + index_of<C>(j), totals, products);
     add_lanes<C>(totals, products, room.partial);
     __syncthreads();
-    if (threadIdx.x < C)
-      for (int which = 0; which < 2; ++which)
-        room.sums[which * C + threadIdx.x] += across_warps<C>(room.partial, threadIdx.x, which);
+    add_warps<C>(room);
     __syncthreads();
   }
-}
-
-// Write those of a thread's own channel, `pitch` channels a chunk.
-template <int C>
-__device__ __forceinline__ void write_sums(const Reach& call, const ReachRoom<C>& room, int channel,
-                                           int column, int pitch) {
-  double* to = call.sums + room.row[kSums] + int64_t(room.program->chunk) * 2 * pitch + column;
-  to[channel] = room.sums[channel];
-  to[pitch + channel] = room.sums[C + channel];
 }
 
 template <int C>
@@ -83,7 +72,8 @@ __device__ __forceinline__ void candidate_sums(const Reach& call, const ReachRoo
 #pragma unroll
     for (int i = 0; i < 4; ++i)
       if (place >= 0) mean[i] = call.statistics[place + c + i];
-    // Where pixels are the same, they are counted from the same.
+    // Pixels of a strided state are found from the chunk's first, all others have the node's
+    // places.
     const bool strided = alike && input.stride > 1;
     const float* values =
         strided ? state : (alike ? call.states + row[kSource] : call.z + row[kZ]) + c;
@@ -102,7 +92,8 @@ __device__ __forceinline__ void candidate_sums(const Reach& call, const ReachRoo
   }
   // FactorizedReduce has a row for each half of the channels.
   const int channel = threadIdx.x, column = static_cast<int>(row[kColumn]);
-  if (channel >= column && channel < column + row[kCout]) write_sums<C>(call, room, channel, 0, C);
+  if (channel >= column && channel < column + row[kCout])
+    write_sums<C>(call, room, row[kSums], channel, C);
 }
 
 // What a norm returned is the state itself. Of partial channels, which are all an input's, as many
@@ -122,7 +113,7 @@ __device__ __forceinline__ void input_sums(const Reach& call, const ReachRoom<C>
                                  *reinterpret_cast<const float4*>(state + pixel * pitch), totals,
                                  products);
                   });
-    if (threadIdx.x < C) write_sums<C>(call, room, threadIdx.x, column, pitch);
+    if (threadIdx.x < C) write_sums<C>(call, room, row[kSums] + column, threadIdx.x, pitch);
   }
 }
 

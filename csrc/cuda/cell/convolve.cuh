@@ -19,6 +19,7 @@
 #include "depthwise.cuh"
 #include "moments.cuh"
 #include "pool.cuh"
+#include "product.cuh"
 #include "table.cuh"
 #include "task.cuh"
 
@@ -156,53 +157,6 @@ __device__ __forceinline__ void spread(const Room<C>& room, const Tile& tile, co
   else if (row[kKind] == kSeparable)
     depthwise_of<C, 2>(kernel, dilation, room.tile, tile, padding, room.spatial, room.between);
 }
-
-// 4 outputs of a thread's first pixels; kAll: the tile has all of them.
-template <int C, int kFirst, bool kAll>
-__device__ __forceinline__ void product_of(int pixels, const float* between, const float* weights,
-                                           float (&values)[kPixels][4]) {
-  const int quad = threadIdx.x % kQuads<C>;
-  const float4* rows = reinterpret_cast<const float4*>(between);
-  const float4* shares = reinterpret_cast<const float4*>(weights);
-#pragma unroll 4
-  for (int block = 0; block < kQuads<C>; ++block) {
-    float4 in[kFirst];
-#pragma unroll
-    for (int j = 0; j < kFirst; ++j)
-      in[j] = kAll || index_of<C>(j) < pixels ? rows[index_of<C>(j) * kQuads<C> + block]
-                                              : make_float4(0, 0, 0, 0);
-#pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      const float4 w = shares[(4 * block + k) * kQuads<C> + quad];
-#pragma unroll
-      for (int j = 0; j < kFirst; ++j) {
-        const float v = k == 0 ? in[j].x : k == 1 ? in[j].y : k == 2 ? in[j].z : in[j].w;
-        values[j][0] += v * w.x;
-        values[j][1] += v * w.y;
-        values[j][2] += v * w.z;
-        values[j][3] += v * w.w;
-      }
-    }
-  }
-}
-
-// Likewise of those that the tile has. kFewer: without work for those that smaller tiles lack.
-template <int C, bool kFewer>
-__device__ __forceinline__ void product(const Tile& tile, const float* between,
-                                        const float* weights, float (&values)[kPixels][4]) {
-  const int pixels = pixels_of(tile);
-  if (!kFewer)
-    product_of<C, kPixels, false>(pixels, between, weights, values);
-  else if (pixels == kTilePixels<C>)
-    product_of<C, kPixels, true>(pixels, between, weights, values);
-  else if (2 * pixels == kTilePixels<C>)
-    product_of<C, kPixels / 2, true>(pixels, between, weights, values);
-  else if (index_of<C>(0) < pixels)
-    product_of<C, 1, true>(pixels, between, weights, values);
-}
-
-// By 16 bytes; compilers take plain assignments apart.
-__device__ inline void store(float* to, float4 v) { __stwb(reinterpret_cast<float4*>(to), v); }
 
 // Where a thread's pixels are in the output; -1 those that are outside of images or of the chunk.
 template <int C>

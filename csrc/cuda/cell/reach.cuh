@@ -10,8 +10,9 @@
 // around.
 #pragma once
 
-#include "convolve.cuh"
+#include "product.cuh"
 #include "pull.cuh"
+#include "task.cuh"
 
 namespace da2s_fast::cell {
 
@@ -68,6 +69,23 @@ struct ReachRoom {
     tile = shared.take<float>(0);
   }
 };
+
+// Add up what the warps have of a tile, behind a barrier; each channel's sums are one thread's.
+template <int C>
+__device__ __forceinline__ void add_warps(const ReachRoom<C>& room) {
+  if (threadIdx.x < C)
+    for (int which = 0; which < 2; ++which)
+      room.sums[which * C + threadIdx.x] += across_warps<C>(room.partial, threadIdx.x, which);
+}
+
+// Write the chunk's of a thread's own channel to `place`, where a chunk has those of `pitch`.
+template <int C>
+__device__ __forceinline__ void write_sums(const Reach& call, const ReachRoom<C>& room,
+                                           int64_t place, int channel, int pitch) {
+  double* to = call.sums + place + int64_t(room.program->chunk) * 2 * pitch;
+  to[channel] = room.sums[channel];
+  to[pitch + channel] = room.sums[C + channel];
+}
 
 // What the layer before needed may go; the row is there behind a barrier.
 template <int C>
@@ -187,15 +205,9 @@ __device__ __forceinline__ void gather_inner(const Reach& call, const ReachRoom<
     }
     add_pairs<C>(found, centred, room.partial);
     __syncthreads();
-    if (threadIdx.x < C)
-      for (int which = 0; which < 2; ++which)
-        room.sums[which * C + threadIdx.x] += across_warps<C>(room.partial, threadIdx.x, which);
+    add_warps<C>(room);
   });
-  if (threadIdx.x < C) {
-    double* to = call.sums + row[kInnerSums] + int64_t(room.program->chunk) * 2 * C + threadIdx.x;
-    to[0] = room.sums[threadIdx.x];
-    to[C] = room.sums[C + threadIdx.x];
-  }
+  if (threadIdx.x < C) write_sums<C>(call, room, row[kInnerSums], threadIdx.x, C);
 }
 
 template <int C, int kKernelSize>

@@ -57,7 +57,7 @@ def test_planted_bugs_are_noticed(device, planted, file, old, new):
     ("file", "old", "new"),
     [
         # An output that nobody writes.
-        (REACH, "    to[C] = room.sums[C + threadIdx.x];", ""),
+        (REACH, "  to[pitch + channel] = room.sums[C + channel];", ""),
         # An index off by one: a tap of the kernel that is turned around, an image.
         (REACH, "taps - 1 - tap", "(taps - tap) % taps"),
         (REACH, "end < images ? end : images", "end < images ? end : images - 1"),

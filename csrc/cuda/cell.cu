@@ -6,15 +6,6 @@
 #include "cell/backward.cuh"
 #include "cell/nodes.cuh"
 
-// Two programs of `reach` with 16 channels fit into the shared memory of compute capability
-// 9.0 and later. Where a second one would not fit, registers left for it would be spilled for
-// nothing.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
-#define DA2S_TWO 1
-#else
-#define DA2S_TWO 2
-#endif
-
 // `resident`: programs that a multiprocessor has shared memory for, and registers must suffice for.
 // From launch bounds alone nvcc does not conclude how many rounds loops over threads take: it would
 // keep addresses in registers for rounds that there are not.
@@ -26,8 +17,8 @@
     da2s_fast::cell::__VA_ARGS__(call, shared);                                     \
   }
 #define DA2S_CHANNELS(C)                                                   \
-  DA2S_KERNEL(cell_nodes_##C, Nodes, (C > 16 ? 1 : 2), nodes<C>)           \
-  DA2S_KERNEL(cell_reach_##C, Reach, (C > 16 ? 1 : DA2S_TWO), reach<C, 5>) \
+  DA2S_KERNEL(cell_nodes_##C, Nodes, 2, nodes<C>)           \
+  DA2S_KERNEL(cell_reach_##C, Reach, 2, reach<C, 5>) \
   DA2S_KERNEL(cell_reach_##C##_7x7, Reach, 1, reach<C, 7>)
 
 DA2S_CHANNELS(4)

@@ -11,28 +11,41 @@
 namespace da2s_fast::cell {
 
 // Add a pixel's 4 channels to a thread's sums.
+template <bool kTotals>
 __device__ __forceinline__ void add_products(float4 g, float4 v, float (&totals)[4],
                                              float (&products)[4]) {
-  totals[0] += g.x, totals[1] += g.y, totals[2] += g.z, totals[3] += g.w;
+  if (kTotals) totals[0] += g.x, totals[1] += g.y, totals[2] += g.z, totals[3] += g.w;
   products[0] += g.x * v.x, products[1] += g.y * v.y;
   products[2] += g.z * v.z, products[3] += g.w * v.w;
 }
 
-// Sum over pixels, from `begin` to before `end`, whatever `add(pixel, totals, products)` adds for 4
-// channels of one. A thread sums some of them in single precision, so few that no digits get lost;
-// all else is in double.
-template <int C, class Add>
+// Sum over pixels, from `begin` to before `end`, 4 channels of a gradient and their products with
+// values, of `parts` such pairs for each pixel; kTotals: both are wanted. A thread sums some of
+// them in single precision, so few that no digits get lost; all else is in double. `load(pixel,
+// part, gradient, value)` is asked for all pixels of a thread before the first is waited for.
+template <int C, bool kTotals, class Load>
 __device__ __forceinline__ void sum_pixels(const ReachRoom<C>& room, int64_t begin, int64_t end,
-                                           Add add) {
+                                           int parts, Load load) {
   constexpr int kSome = 4 * kTilePixels<C>;
   if (threadIdx.x < C) room.sums[threadIdx.x] = room.sums[C + threadIdx.x] = 0;
   for (int64_t some = begin; some < end; some += kSome) {
     const int64_t behind = end - some < kSome ? end : some + kSome;
     float totals[4] = {}, products[4] = {};
     for (int64_t first = some; first < behind; first += kTilePixels<C>)
+#pragma unroll 1
+      for (int part = 0; part < parts; ++part) {
+        float4 gradients[kPixels], values[kPixels];
 #pragma unroll
-      for (int j = 0; j < kPixels; ++j)
-        if (first + index_of<C>(j) < behind) add(first + index_of<C>(j), totals, products);
+        for (int j = 0; j < kPixels; ++j) {
+          const int64_t pixel = first + index_of<C>(j);
+          // Any pixel that there is takes the place of one behind the last.
+          load(pixel < behind ? pixel : first, part, gradients[j], values[j]);
+        }
+#pragma unroll
+        for (int j = 0; j < kPixels; ++j)
+          if (first + index_of<C>(j) < behind)
+            add_products<kTotals>(gradients[j], values[j], totals, products);
+      }
     add_lanes<C>(totals, products, room.partial);
     __syncthreads();
     add_warps<C>(room);
@@ -57,16 +70,15 @@ __device__ __forceinline__ void candidate_sums(const Reach& call, const ReachRoo
   const int64_t in_begin = int64_t(room.program->first) * input.height * input.width;
   const float* state = call.states + row[kSource] + in_begin * pitch + c;
   if (kind == kBypass) {
-    sum_pixels<C>(room, begin, end, [&](int64_t pixel, float (&)[4], float (&products)[4]) {
-      const int at = static_cast<int>(pixel - begin), line = at / call.width;
-      const int image = line / call.height, y = line - image * call.height;
-      const int x = at - line * call.width;
-      float none[4] = {};
-#pragma unroll 1
-      for (int other = C; other < pitch; other += C)
-        add_products(*reinterpret_cast<const float4*>(gradient + pixel * gradient_pitch + other),
-                     bypassed(state + other, input, pitch, image, y, x), none, products);
-    });
+    const int parts = pitch / C - 1;
+    sum_pixels<C, false>(
+        room, begin, end, parts, [&](int64_t pixel, int part, float4& g, float4& v) {
+          const int at = static_cast<int>(pixel - begin), line = at / call.width;
+          const int image = line / call.height, y = line - image * call.height;
+          const int x = at - line * call.width, other = (part + 1) * C;
+          g = *reinterpret_cast<const float4*>(gradient + pixel * gradient_pitch + other);
+          v = bypassed(state + other, input, pitch, image, y, x);
+        });
   } else {
     float mean[4] = {};
 #pragma unroll
@@ -79,15 +91,14 @@ __device__ __forceinline__ void candidate_sums(const Reach& call, const ReachRoo
         strided ? state : (alike ? call.states + row[kSource] : call.z + row[kZ]) + c;
     const int values_pitch = alike ? pitch : C;
     const float factor = kind == kNothing ? 0.f : 1.f;
-    sum_pixels<C>(room, begin, end, [&](int64_t pixel, float (&totals)[4], float (&products)[4]) {
+    sum_pixels<C, true>(room, begin, end, 1, [&](int64_t pixel, int, float4& g, float4& v) {
       const int64_t at =
           strided ? strided_pixel(static_cast<int>(pixel - begin), call.height, call.width, input)
                   : pixel;
-      const float4 v = *reinterpret_cast<const float4*>(values + at * values_pitch);
-      add_products(*reinterpret_cast<const float4*>(gradient + pixel * gradient_pitch),
-                   make_float4(v.x * factor - mean[0], v.y * factor - mean[1],
-                               v.z * factor - mean[2], v.w * factor - mean[3]),
-                   totals, products);
+      v = *reinterpret_cast<const float4*>(values + at * values_pitch);
+      v = make_float4(v.x * factor - mean[0], v.y * factor - mean[1], v.z * factor - mean[2],
+                      v.w * factor - mean[3]);
+      g = *reinterpret_cast<const float4*>(gradient + pixel * gradient_pitch);
     });
   }
   // FactorizedReduce has a row for each half of the channels.
@@ -107,12 +118,11 @@ __device__ __forceinline__ void input_sums(const Reach& call, const ReachRoom<C>
   for (int column = 0; column < pitch; column += C) {
     const float* gradient = call.gradients + row[kGradient] + column + c;
     const float* state = call.states + row[kSource] + column + c;
-    sum_pixels<C>(room, room.program->first * size, room.program->end * size,
-                  [&](int64_t pixel, float (&totals)[4], float (&products)[4]) {
-                    add_products(*reinterpret_cast<const float4*>(gradient + pixel * pitch),
-                                 *reinterpret_cast<const float4*>(state + pixel * pitch), totals,
-                                 products);
-                  });
+    sum_pixels<C, true>(room, room.program->first * size, room.program->end * size, 1,
+                        [&](int64_t pixel, int, float4& g, float4& v) {
+                          g = *reinterpret_cast<const float4*>(gradient + pixel * pitch);
+                          v = *reinterpret_cast<const float4*>(state + pixel * pitch);
+                        });
     if (threadIdx.x < C) write_sums<C>(call, room, row[kSums] + column, threadIdx.x, pitch);
   }
 }

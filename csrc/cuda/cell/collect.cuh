@@ -11,24 +11,39 @@
 
 namespace da2s_fast::cell {
 
-// Add 4 channels to a pixel of the state's gradient. Where that has the order of channels before
-// the shuffle of K parts, channel c is the (c / K)th of part c % K.
-__device__ __forceinline__ void add_to_state(float* gradient, int c, int pitch, int shuffled,
-                                             float4 found) {
-  if (shuffled == 1) {
-    float4* to = reinterpret_cast<float4*>(gradient + c);
-    *to = make_float4(to->x + found.x, to->y + found.y, to->z + found.z, to->w + found.w);
-    return;
-  }
-  const float numbers[4] = {found.x, found.y, found.z, found.w};
-  const int length = pitch / shuffled;
-  int part = c % shuffled, place = c / shuffled;
+// 4 channels of a state's gradient, from c on. Where it has the order of channels before the
+// shuffle of K parts, channel c is the (c / K)th of part c % K.
+struct StateChannels {
+  int places[4];  // numbers from a pixel's first channel on
+  bool together;
+
+  __device__ StateChannels(int c, int pitch, int shuffled) : together(shuffled == 1) {
+    const int length = pitch / shuffled;
+    int part = c % shuffled, place = c / shuffled;
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    gradient[part * length + place] += numbers[i];
-    if (++part == shuffled) part = 0, ++place;
+    for (int i = 0; i < 4; ++i) {
+      places[i] = part * length + place;
+      if (++part == shuffled) part = 0, ++place;
+    }
   }
-}
+
+  __device__ float4 of(const float* pixel) const {
+    if (together) return *reinterpret_cast<const float4*>(pixel + places[0]);
+    return make_float4(pixel[places[0]], pixel[places[1]], pixel[places[2]], pixel[places[3]]);
+  }
+
+  // Write what was there before and what was found since.
+  __device__ void put(float* pixel, float4 before, float4 found) const {
+    const float4 sum =
+        make_float4(before.x + found.x, before.y + found.y, before.z + found.z, before.w + found.w);
+    if (together) {
+      *reinterpret_cast<float4*>(pixel + places[0]) = sum;
+    } else {
+      pixel[places[0]] = sum.x, pixel[places[1]] = sum.y;
+      pixel[places[2]] = sum.z, pixel[places[3]] = sum.w;
+    }
+  }
+};
 
 // Call `work(image, y, x)` for a thread's pixels of the input that lies before a tile of outputs;
 // the image is the tile's.
@@ -85,16 +100,20 @@ __device__ __forceinline__ void collect_pool(const Reach& call, const ReachRoom<
                                              const int64_t* group) {
   const int64_t* row = room.row;
   const Input input{static_cast<int>(row[kHeight]), static_cast<int>(row[kWidth]), kStride};
-  const Tile start = tile_of(call.log_width, call.log_height, call.log_images, 1, 1);
+  const Tile start = tile_of(C, call.log_width, call.log_height, call.log_images, 1, 1);
   float* shares = room.dz;
-  float* winners = room.dz + (start.rows << start.log_images) * start.columns * C;
+  float* winners = room.dz + input_pixels(start) * C;
   const bool averages = row[kKind] == kAverage;
-  const int quad = threadIdx.x % kQuads<C>, shuffled = static_cast<int>(group[kGroupShuffled]);
+  const int quad = threadIdx.x % kQuads<C>;
+  const StateChannels own(4 * quad, call.pitch, static_cast<int>(group[kGroupShuffled]));
   float* to = call.gradients + group[kGroupGradient];
   for_tiles(start, call.height, *room.program, [&](const Tile& tile) {
     load_pool<C>(call, room, tile, input, room.program->end, shares, winners);
     __syncthreads();
     const auto add_windows = [&](int image, int y, int x) {
+      const int64_t pixel = (int64_t(tile.image + image) * input.height + y) * input.width + x;
+      float* place = to + pixel * call.pitch;
+      const float4 before = own.of(place);  // on its way meanwhile
       float4 sum = make_float4(0, 0, 0, 0);
 #pragma unroll 1
       for (int ky = 0; ky < 3; ++ky) {
@@ -117,8 +136,7 @@ __device__ __forceinline__ void collect_pool(const Reach& call, const ReachRoom<
           sum.z += won.z == tap ? v.z : 0, sum.w += won.w == tap ? v.w : 0;
         }
       }
-      const int64_t pixel = (int64_t(tile.image + image) * input.height + y) * input.width + x;
-      add_to_state(to + pixel * call.pitch, 4 * quad, call.pitch, shuffled, sum);
+      own.put(place, before, sum);
     };
     for_input_pixels<C>(tile, kStride, input.height, input.width, room.program->end, add_windows);
     // The next tile comes.
@@ -140,7 +158,7 @@ __device__ __forceinline__ void collect_alike(const Reach& call, const ReachRoom
   const float* scale = room.coefficients + c;
   const float* from = call.gradients + row[kGradient];
   float* to = call.gradients + group[kGroupGradient];
-  const Tile start = tile_of(call.log_width, call.log_height, call.log_images, 0, 1);
+  const Tile start = tile_of(C, call.log_width, call.log_height, call.log_images, 0, 1);
   for_tiles(start, call.height, *room.program, [&](const Tile& tile) {
     for_input_pixels<C>(
         tile, stride, height, width, room.program->end, [&](int image, int y, int x) {
@@ -150,10 +168,13 @@ __device__ __forceinline__ void collect_alike(const Reach& call, const ReachRoom
               (n * call.height + (y >> (stride - 1))) * call.width + (x >> (stride - 1));
           const int end = past ? call.pitch : C;
           for (int channel = past ? C + c : c; channel < end; channel += C) {
+            const StateChannels own(channel, call.pitch, shuffled);
+            float* place = to + pixel * call.pitch;
             float4 v = *reinterpret_cast<const float4*>(from + at * row[kGradientPitch] + channel);
+            const float4 before = own.of(place);
             v = make_float4(scale[0] * v.x, scale[1] * v.y, scale[2] * v.z, scale[3] * v.w);
-            add_to_state(to + pixel * call.pitch, channel, call.pitch, shuffled,
-                         make_float4(v.x * factor, v.y * factor, v.z * factor, v.w * factor));
+            own.put(place, before,
+                    make_float4(v.x * factor, v.y * factor, v.z * factor, v.w * factor));
           }
         });
   });

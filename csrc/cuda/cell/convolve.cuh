@@ -329,7 +329,7 @@ __device__ __forceinline__ void convolve(const Nodes& call, const Room<C>& room)
     inner_norm<C>(call, room.rows, room.norm);
     __syncthreads();
   }
-  Tile tile = tile_of(call.log_width, call.log_height, call.log_images,
+  Tile tile = tile_of(C, call.log_width, call.log_height, call.log_images,
                       kSecond ? call.second_halo : call.halo, static_cast<int>(room.rows[kStride]));
   const int size = call.height * call.width, first = room.turn->first, end = room.turn->end;
   for (int from = first, to; from < end; from = to) {

@@ -113,26 +113,42 @@ __device__ Pixel pixel_before(int end, int j, const Tile& tile, const Reach& cal
   return pixel;
 }
 
-// dz of a tile, (pixels, C), 0 where there is no pixel.
-template <int C>
+// A pixel of the tile that there is, to be read in the place of those that there are not.
+__device__ __forceinline__ int64_t first_of(const Tile& tile, const Reach& call) {
+  return (int64_t(tile.image) * call.height + tile.top) * call.width;
+}
+
+// dz of a tile, (pixels, C), 0 where there is no pixel. What a thread needs is on its way before
+// the first of it is waited for, and before all that `meanwhile()` does.
+template <int C, class Meanwhile>
 __device__ __forceinline__ void load_dz(const Reach& call, const int64_t* row,
                                         const float* coefficients, const Tile& tile, int end,
-                                        float* to) {
+                                        float* to, Meanwhile meanwhile) {
   const int c = threadIdx.x % kQuads<C> * 4;
   const bool given = is_given(row);
-  const float* gradient = call.gradients + row[kGradient];
+  const float *gradient = call.gradients + row[kGradient] + c, *outputs = call.z + row[kZ] + c;
   const int pitch = static_cast<int>(row[kGradientPitch]);
+  constexpr int kAtOnce = C > 16 ? kPixels / 2 : kPixels;
+  if (kAtOnce < kPixels) meanwhile();
 #pragma unroll
-  for (int j = 0; j < kPixels; ++j) {
-    if (index_of<C>(j) >= pixels_of(tile)) continue;
-    const Pixel pixel = pixel_before<C>(end, j, tile, call);
-    float4 dz = make_float4(0, 0, 0, 0);
-    if (pixel.live) {
-      const float4 g = *reinterpret_cast<const float4*>(gradient + pixel.at * pitch + c);
-      const float4 z = *reinterpret_cast<const float4*>(call.z + row[kZ] + pixel.at * C + c);
-      dz = before_norm<C>(coefficients + c, given, g, z);
+  for (int first = 0; first < kPixels; first += kAtOnce) {
+    float4 g[kAtOnce], z[kAtOnce];
+    unsigned live = 0;
+#pragma unroll
+    for (int j = 0; j < kAtOnce; ++j) {
+      const Pixel pixel = pixel_before<C>(end, first + j, tile, call);
+      const int64_t at = pixel.live ? pixel.at : first_of(tile, call);
+      live |= unsigned(pixel.live) << j;
+      g[j] = *reinterpret_cast<const float4*>(gradient + at * pitch);
+      z[j] = *reinterpret_cast<const float4*>(outputs + at * C);
     }
-    reinterpret_cast<float4*>(to)[quad_of(j)] = dz;
+    if (kAtOnce == kPixels) meanwhile();
+#pragma unroll
+    for (int j = 0; j < kAtOnce; ++j)
+      if (index_of<C>(first + j) < pixels_of(tile))
+        reinterpret_cast<float4*>(to)[quad_of(first + j)] =
+            live >> j & 1 ? before_norm<C>(coefficients + c, given, g[j], z[j])
+                          : make_float4(0, 0, 0, 0);
   }
 }
 

@@ -49,6 +49,9 @@ struct ReachRoom {
   float* between;       // likewise
   float* tile;
 
+  // Two programs shall fit on a multiprocessor.
+  static constexpr bool kApart = C <= 32;  // `between` and `total` are not the same
+
   __device__ ReachRoom(char* start, const Reach& call) {
     // Where two programs shall fit, registers do not suffice for addresses that are no constants.
     const int numbers =
@@ -65,7 +68,7 @@ struct ReachRoom {
     spatial = shared.take<float>(call.taps * C);
     dz = shared.take<float>(numbers);
     total = shared.take<float>(numbers);
-    between = shared.take<float>(numbers);
+    between = kApart ? shared.take<float>(numbers) : total;
     tile = shared.take<float>(0);
   }
 };
@@ -133,13 +136,20 @@ __device__ __forceinline__ void pull(const Reach& call, const ReachRoom<C>& room
   const bool wanted = call.weight_gradients != nullptr;
   float products[4][4] = {}, taps[kKernelSize * kKernelSize] = {};
   for_tiles(start, call.height, *room.program, [&](const Tile& tile) {
-    if (wanted) load_input(tile);
-    load_dz<C>(call, row, room.coefficients, tile, room.program->end, room.dz);
+    load_dz<C>(call, row, room.coefficients, tile, room.program->end, room.dz, [&] {
+      if (wanted) load_input(tile);
+    });
+    if (!room.kApart && wanted) __syncthreads();
+    if (!room.kApart && wanted)
+      depthwise<C, kKernelSize, kDilation, kStride>(room.tile, tile, padding, room.spatial,
+                                                    room.between);
     __syncthreads();
+    if (!room.kApart && wanted) add_products<C>(room.dz, room.between, pixels_of(tile), products);
     float values[kPixels][4] = {};
     // Where two programs shall fit, registers do not suffice for more than one case.
     product<C, (C > 16)>(tile, room.dz, room.product, values);
     float4* own = reinterpret_cast<float4*>(room.total);
+    if (!room.kApart) __syncthreads();
 #pragma unroll
     for (int j = 0; j < kPixels; ++j)
       if (index_of<C>(j) < pixels_of(tile))
@@ -151,10 +161,14 @@ __device__ __forceinline__ void pull(const Reach& call, const ReachRoom<C>& room
       if (pixel.live) store(call.gradients + row[kReached] + pixel.at * C + c, own[quad_of(j)]);
     }
     if (wanted) {
-      depthwise<C, kKernelSize, kDilation, kStride>(room.tile, tile, padding, room.spatial,
-                                                    room.between);
-      __syncthreads();
-      add_products<C>(room.dz, room.between, pixels_of(tile), products);
+      if (room.kApart) {
+        depthwise<C, kKernelSize, kDilation, kStride>(room.tile, tile, padding, room.spatial,
+                                                      room.between);
+        __syncthreads();
+        add_products<C>(room.dz, room.between, pixels_of(tile), products);
+      } else {
+        __syncthreads();
+      }
       add_taps<C, kKernelSize, kDilation, kStride>(room.tile, tile, padding, room.total, taps);
     }
     // The next tile comes; what was reached is read by other threads.
@@ -187,19 +201,25 @@ __device__ __forceinline__ void gather_inner(const Reach& call, const ReachRoom<
   const int padding = static_cast<int>(row[kPadding]), c = threadIdx.x % kQuads<C> * 4;
   load_spatial<C>(call, room, true);
   for_tiles(start, call.height, *room.program, [&](const Tile& tile) {
-    load_tile<C>(room.tile, tile, input, call.gradients + row[kReached], C, room.program->end,
-                 Plain{});
+    load_tile<C, 4>(room.tile, tile, input, call.gradients + row[kReached], C, room.program->end,
+                    Plain{});
     __syncthreads();
     depthwise<C, kKernelSize, 1, 1>(room.tile, tile, padding, room.spatial, room.between);
+    float4 z[kPixels];
+#pragma unroll
+    for (int j = 0; j < kPixels; ++j) {
+      const Pixel pixel = pixel_before<C>(room.program->end, j, tile, call);
+      const int64_t at = pixel.live ? pixel.at : first_of(tile, call);
+      z[j] = *reinterpret_cast<const float4*>(call.z + row[kSource] + at * C + c);
+    }
     __syncthreads();
     float found[kPixels][4] = {}, centred[kPixels][4] = {};
 #pragma unroll
     for (int j = 0; j < kPixels; ++j) {
       const Pixel pixel = pixel_before<C>(room.program->end, j, tile, call);
       if (!pixel.live) continue;
-      const float4 z = *reinterpret_cast<const float4*>(call.z + row[kSource] + pixel.at * C + c);
       const float4 v = reinterpret_cast<const float4*>(room.between)[quad_of(j)];
-      through_relu<C>(room.norm, c, z, v, found[j], centred[j]);
+      through_relu<C>(room.norm, c, z[j], v, found[j], centred[j]);
       store(call.gradients + row[kInnerGradient] + pixel.at * C + c,
             make_float4(found[j][0], found[j][1], found[j][2], found[j][3]));
     }
@@ -212,7 +232,8 @@ __device__ __forceinline__ void gather_inner(const Reach& call, const ReachRoom<
 
 template <int C, int kKernelSize>
 __device__ __forceinline__ void reach_as(const Reach& call, const ReachRoom<C>& room) {
-  const Tile tile = tile_of(call.log_width, call.log_height, call.log_images, call.inner_halo, 1);
+  const Tile tile =
+      tile_of(C, call.log_width, call.log_height, call.log_images, call.inner_halo, 1);
   const Input input{call.height, call.width, 1};
   pull<C, kKernelSize, 1, 1>(call, room, tile, [&](const Tile& at) {
     load_tile<C>(room.tile, at, input, call.z + room.row[kSource], C, room.program->end,

@@ -12,15 +12,10 @@
 
 namespace da2s_fast::cell {
 
-// Through ReLU to 4 channels of a pixel of the state, which is at `source` among the states.
-__device__ __forceinline__ void add_behind_relu(const Reach& call, const int64_t* group,
-                                                int64_t source, int64_t pixel, int c, float4 v) {
-  const int64_t at = pixel * call.pitch;
-  const float4 x = *reinterpret_cast<const float4*>(call.states + source + at + c);
-  const float4 found =
-      make_float4(x.x <= 0 ? 0 : v.x, x.y <= 0 ? 0 : v.y, x.z <= 0 ? 0 : v.z, x.w <= 0 ? 0 : v.w);
-  add_to_state(call.gradients + group[kGroupGradient] + at, c, call.pitch,
-               static_cast<int>(group[kGroupShuffled]), found);
+// What passes a ReLU in front of which there was x.
+__device__ __forceinline__ float4 behind_relu(float4 x, float4 v) {
+  return make_float4(x.x <= 0 ? 0 : v.x, x.y <= 0 ? 0 : v.y, x.z <= 0 ? 0 : v.z,
+                     x.w <= 0 ? 0 : v.w);
 }
 
 // The chunk's second pass at stride 1: a depthwise convolution with the kernel turned around.
@@ -29,21 +24,31 @@ __device__ __forceinline__ void gather_state(const Reach& call, const ReachRoom<
                                              const int64_t* group, const Tile& start) {
   const int64_t* row = room.row;
   const Input input{call.height, call.width, 1};
-  const int64_t source = row[kSource];
   const int padding = static_cast<int>(row[kPadding]), c = threadIdx.x % kQuads<C> * 4;
+  const StateChannels own(c, call.pitch, static_cast<int>(group[kGroupShuffled]));
+  const float* state = call.states + row[kSource] + c;
+  float* gradient = call.gradients + group[kGroupGradient];
   load_spatial<C>(call, room, true);
   for_tiles(start, call.height, *room.program, [&](const Tile& tile) {
-    load_tile<C>(room.tile, tile, input, call.gradients + row[kReached], C, room.program->end,
-                 Plain{});
+    load_tile<C, 4>(room.tile, tile, input, call.gradients + row[kReached], C, room.program->end,
+                    Plain{});
     __syncthreads();
     depthwise<C, kKernelSize, kDilation, 1>(room.tile, tile, padding, room.spatial, room.between);
+    float4 x[kPixels], before[kPixels];
+#pragma unroll
+    for (int j = 0; j < kPixels; ++j) {
+      const Pixel pixel = pixel_before<C>(room.program->end, j, tile, call);
+      const int64_t at = (pixel.live ? pixel.at : first_of(tile, call)) * call.pitch;
+      x[j] = *reinterpret_cast<const float4*>(state + at);
+      before[j] = own.of(gradient + at);
+    }
     __syncthreads();
 #pragma unroll
     for (int j = 0; j < kPixels; ++j) {
       const Pixel pixel = pixel_before<C>(room.program->end, j, tile, call);
       if (!pixel.live) continue;
       const float4 v = reinterpret_cast<const float4*>(room.between)[quad_of(j)];
-      add_behind_relu(call, group, source, pixel.at, c, v);
+      own.put(gradient + pixel.at * call.pitch, before[j], behind_relu(x[j], v));
     }
   });
 }
@@ -52,16 +57,23 @@ __device__ __forceinline__ void gather_state(const Reach& call, const ReachRoom<
 template <int C>
 __device__ __forceinline__ void gather_strided(const Reach& call, const ReachRoom<C>& room,
                                                const int64_t* group, const Tile& start) {
-  const int64_t *row = room.row, source = row[kSource];
+  const int64_t* row = room.row;
   const Input input{call.height, call.width, 1};
   const int padding = static_cast<int>(row[kPadding]), c = threadIdx.x % kQuads<C> * 4;
   const int kernel = static_cast<int>(row[kKernel]), dilation = static_cast<int>(row[kDilation]);
   const int in_height = static_cast<int>(row[kHeight]), in_width = static_cast<int>(row[kWidth]);
+  const StateChannels own(c, call.pitch, static_cast<int>(group[kGroupShuffled]));
+  const float* state = call.states + row[kSource] + c;
+  float* gradient = call.gradients + group[kGroupGradient];
   for_tiles(start, call.height, *room.program, [&](const Tile& tile) {
-    load_tile<C>(room.tile, tile, input, call.gradients + row[kReached], C, room.program->end,
-                 Plain{});
+    load_tile<C, 4>(room.tile, tile, input, call.gradients + row[kReached], C, room.program->end,
+                    Plain{});
     __syncthreads();
     const auto gather = [&](int image, int y, int x) {
+      const int64_t pixel = (int64_t(tile.image + image) * in_height + y) * in_width + x;
+      // On their way meanwhile.
+      const float4 input = *reinterpret_cast<const float4*>(state + pixel * call.pitch);
+      const float4 before = own.of(gradient + pixel * call.pitch);
       float4 sum = make_float4(0, 0, 0, 0);
       for (int ky = (y + padding) % 2; ky < kernel; ky += dilation == 1 ? 2 : 1) {
         const int up = y + padding - ky * dilation;
@@ -78,8 +90,7 @@ __device__ __forceinline__ void gather_strided(const Reach& call, const ReachRoo
                             sum.w + v.w * w.w);
         }
       }
-      const int64_t pixel = (int64_t(tile.image + image) * in_height + y) * in_width + x;
-      add_behind_relu(call, group, source, pixel, c, sum);
+      own.put(gradient + pixel * call.pitch, before, behind_relu(input, sum));
     };
     for_input_pixels<C>(tile, 2, in_height, in_width, room.program->end, gather);
     // The next tile comes.
@@ -90,12 +101,13 @@ __device__ __forceinline__ void gather_strided(const Reach& call, const ReachRoo
 template <int C, int kKernelSize, int kDilation, int kStride>
 __device__ __forceinline__ void reach_state_as(const Reach& call, const ReachRoom<C>& room,
                                                const int64_t* group) {
-  const Tile wide = tile_of(call.log_width, call.log_height, call.log_images, call.halo, kStride);
+  const Tile wide =
+      tile_of(C, call.log_width, call.log_height, call.log_images, call.halo, kStride);
   pull<C, kKernelSize, kDilation, kStride>(call, room, wide, [&](const Tile& at) {
     load_tile<C>(room.tile, at, input_of(room.row), call.states + room.row[kSource], call.pitch,
                  room.program->end, Rectified{});
   });
-  const Tile tile = tile_of(call.log_width, call.log_height, call.log_images, call.halo, 1);
+  const Tile tile = tile_of(C, call.log_width, call.log_height, call.log_images, call.halo, 1);
   if (kStride == 1)
     gather_state<C, kKernelSize, kDilation>(call, room, group, tile);
   else

@@ -60,21 +60,28 @@ struct Tile {
   int log_images;
   int halo;     // pixels around, as many as the widest window needs
   int rows;     // of the input, with the halo
-  int columns;  // likewise; odd, so that neighbouring rows begin in different banks
+  int columns;  // from row to row, whose halos share the zeros between them
   int image;    // first image
   int top;      // first row of the output
 };
 
-__device__ inline Tile tile_of(int log_width, int log_height, int log_images, int halo,
-                               int stride) {
+// As many columns as a row has, and a halo; where a warp has several rows, an odd number, so that
+// neighbours begin in different banks.
+__device__ inline Tile tile_of(int channels, int log_width, int log_height, int log_images,
+                               int halo, int stride) {
   Tile tile{};
   tile.log_width = log_width;
   tile.log_height = log_height;
   tile.log_images = log_images;
   tile.halo = halo;
   tile.rows = ((1 << log_height) - 1) * stride + 1 + 2 * halo;
-  tile.columns = (((1 << log_width) - 1) * stride + 1 + 2 * halo) | 1;
+  tile.columns = ((stride << log_width) + halo) | (channels < 32 ? 1 : 0);
   return tile;
+}
+
+// Pixels of the input, and the last row's halo behind them.
+__device__ inline int input_pixels(const Tile& tile) {
+  return (tile.rows << tile.log_images) * tile.columns + tile.halo;
 }
 
 __device__ inline int pixels_of(const Tile& tile) {
@@ -117,7 +124,7 @@ struct Normalized {
 
 // Fill a tile with its halo by `value(row, y, x, c)`: 4 channels from c on of pixel (y, x) of an
 // image, whose row of pixels begins with pixel `row` of all images; zeros outside. A warp takes a
-// row after the other, first what is inside of the image, then what is left and right of it; lanes
+// row after the other, first what is inside of the image, then up to the halo of the next; lanes
 // keep their channels: per pixel little is left to be worked out. A thread waits for kAtOnce values
 // at a time, as many as it has registers for.
 template <int C, int kAtOnce = 1, class Value>
@@ -126,21 +133,23 @@ __device__ __forceinline__ void fill_tile(float* shared, const Tile& tile, int h
   constexpr int kStep = 32 / kQuads<C>;  // pixels that a warp takes at a time
   const int lane = threadIdx.x % 32, c = lane % kQuads<C> * 4;
   const int top = tile.top * stride - tile.halo, bottom = top + tile.rows;
-  const int most = tile.columns - tile.halo;
   int n = tile.image, y = top + threadIdx.x / 32;
+#pragma unroll 1
+  for (int i = threadIdx.x; i < tile.halo * kQuads<C>; i += kThreads)
+    reinterpret_cast<float4*>(shared)[i] = make_float4(0, 0, 0, 0);
   for (int line = threadIdx.x / 32; line < tile.rows << tile.log_images;
        line += kWarps, y += kWarps) {
     for (; y >= bottom; y -= tile.rows) ++n;
-    const bool any = y >= 0 && y < height && n < images;
-    const int inside = !any ? 0 : width < most ? width : most;
+    const int inside = y >= 0 && y < height && n < images ? width : 0;
     const int64_t row = (int64_t(n) * height + y) * width;
-    float4* start = reinterpret_cast<float4*>(shared) + line * tile.columns * kQuads<C> + lane;
-    float4* to = start + tile.halo * kQuads<C>;
+    float4* to =
+        reinterpret_cast<float4*>(shared) + (line * tile.columns + tile.halo) * kQuads<C> + lane;
+    float4* behind = to + inside * kQuads<C>;
 #pragma unroll(kAtOnce)
     for (int x = lane / kQuads<C>; x < inside; x += kStep, to += 32) *to = value(row, y, x, c);
 #pragma unroll 1
-    for (int x = lane / kQuads<C>; x < tile.columns - inside; x += kStep, start += 32)
-      start[x < tile.halo ? 0 : inside * kQuads<C>] = make_float4(0, 0, 0, 0);
+    for (int x = inside + lane / kQuads<C>; x < tile.columns; x += kStep, behind += 32)
+      *behind = make_float4(0, 0, 0, 0);
   }
 }
 
@@ -159,7 +168,7 @@ __device__ __forceinline__ void load_tile(float* shared, const Tile& tile, const
 // ReLU of what lies in shared memory, for the layers behind the pools.
 template <int C>
 __device__ void rectify_tile(float* shared, const Tile& tile) {
-  const int numbers = (tile.rows << tile.log_images) * tile.columns * kQuads<C>;
+  const int numbers = input_pixels(tile) * kQuads<C>;
   for (int i = threadIdx.x; i < numbers; i += kThreads)
     reinterpret_cast<float4*>(shared)[i] = rectified(reinterpret_cast<float4*>(shared)[i]);
 }

@@ -19,8 +19,8 @@ struct Extents : Area {
   int more_chunks = 0;  // than there are images for
 
   int chunks() const { return (images + chunk_images - 1) / chunk_images + more_chunks; }
-  cell::Tile tile(int halo, int tile_stride) const {
-    return cell::tile_of(log_width(), log_height, log_images, halo, tile_stride);
+  cell::Tile tile(int channels, int halo, int tile_stride) const {
+    return cell::tile_of(channels, log_width(), log_height, log_images, halo, tile_stride);
   }
 };
 
@@ -69,11 +69,11 @@ struct ReachCall {
 
   // What tasks need in shared memory: layers whose input's tiles have this halo and stride, pools.
   void need_layers(int around, int stride) {
-    need(3 * 4 * cell::kPixels * cell::kThreads + input_of(extents.tile(around, stride)));
+    need(3 * 4 * cell::kPixels * cell::kThreads + input_of(extents.tile(channels, around, stride)));
   }
   void need_pools() {
     const int64_t scratch = 4 * cell::kThreads;  // two doubles per thread
-    need(std::max(scratch, 2 * input_of(extents.tile(1, 1))));
+    need(std::max(scratch, 2 * input_of(extents.tile(channels, 1, 1))));
   }
 
   template <int C, int kMost>
@@ -84,7 +84,7 @@ struct ReachCall {
     launch.share(gradients, 1);
     const Table candidates_table(candidates), seconds_table(seconds), groups_table(groups),
         layers_table(layers);
-    const cell::Tile tile = extents.tile(0, 1);
+    const cell::Tile tile = extents.tile(channels, 0, 1);
     const cell::Reach call = {
         .tasks = launch.tasks.data(),
         .waits = launch.waits.data(),
@@ -167,7 +167,7 @@ struct ReachCall {
 
  private:
   int64_t input_of(const cell::Tile& tile) const {
-    return int64_t(tile.rows << extents.log_images) * tile.columns * channels;
+    return int64_t(cell::input_pixels(tile)) * channels;
   }
   void need(int64_t more) {
     room = std::max(room, more);

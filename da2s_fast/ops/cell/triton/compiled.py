@@ -7,6 +7,7 @@ launch. docs/gpu_meters.md shows both.
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ import torch
 from da2s_fast.kernels.launch import CudaKernel
 from da2s_fast.kernels.schedule import Slot
 from da2s_fast.ops._backend import define_operator, has_kernel
+from da2s_fast.ops._triton import tuned
 from da2s_fast.ops.cell.operations import DENSE
 from da2s_fast.ops.cell.triton.layout import Layout
 from da2s_fast.ops.cell.triton.node_tasks import NodeTasks
@@ -44,7 +46,8 @@ REACH = CudaKernel("cell_reach", torch.ops.da2s_fast.cell_reach)
 
 # As in csrc/cuda/cell/table.cuh and tile.cuh.
 _CHANNELS = (4, 8, 16, 32, 64)
-_COLUMNS, _WARPS = 28, 8
+_COLUMNS, _WARPS, _WARP = 28, 8, 32
+_APART = 32
 _PROGRAM = 8
 """Numbers of 8 bytes that a program of `REACH` knows of itself."""
 _TURN = 4
@@ -54,8 +57,8 @@ _TILE = 4096
 _THREADS = 256
 _RUN = 3
 """Least logarithm of a tile's width: a thread's neighbouring outputs of a depthwise convolution."""
-_SHARED = 163 << 10
-"""Bytes that a program may have with compute capability 8.0."""
+_SHARED = {80: 163 << 10, 90: 227 << 10}
+"""Bytes that a program may have, by compute capability; only GPUs know their own."""
 _MOST_PIXELS = 1 << 30
 """Of all images: `NODES` counts them in 32 bits, and a tile behind the last."""
 _RESERVED = 1 << 10
@@ -89,7 +92,12 @@ _POOL = Windows(halo=1, taps=0, stride=1)
 
 
 def tile_of(
-    channels: int, height: int, width: int, memory: int, shared_of: Callable[[Tile], int]
+    channels: int,
+    height: int,
+    width: int,
+    images: int,
+    memory: int,
+    shared_of: Callable[[Tile], int],
 ) -> dict[str, int]:
     """The tile by the operators' parameters, with its bytes of shared memory.
 
@@ -100,35 +108,30 @@ def tile_of(
         channels: of a pixel.
         height: of an image of the output.
         width: likewise.
+        images: of a chunk.
         memory: bytes that a program may have.
         shared_of: bytes that it needs for a tile.
     """
     log_width = max(_RUN, (width - 1).bit_length())
     left = max(0, (_TILE // channels).bit_length() - 1 - log_width)
     log_height = min(left, (height - 1).bit_length())
-    tile = Tile(log_width, log_height, left - log_height)
-    # With more, the tiles of A100 and H100 stay those that were measured.
-    most = min(memory, _SHARED)
-    each_of_two = (most + _RESERVED) // 2 - _RESERVED
-    if most == _SHARED:
-        # Images are left out until a multiprocessor has room for two programs.
-        while tile.log_images and shared_of(tile) > each_of_two:
+    tile = Tile(log_width, log_height, min(left - log_height, (images - 1).bit_length()))
+    while tile.log_images + tile.log_height and shared_of(tile) > memory:
+        tile = tile.half
+    # Two programs of a multiprocessor hide each other's barriers and loads: worth a larger share of
+    # halos, as long as half of the threads have a run of two channels.
+    each_of_two = (memory + _RESERVED) // 2 - _RESERVED
+    if tile.numbers(channels) > _THREADS << _RUN:
+        if shared_of(tile) > each_of_two >= shared_of(tile.half):
             tile = tile.half
-    while tile.log_images + tile.log_height and shared_of(tile) > most:
-        tile = tile.half
-    # Half the images cost little where two programs then hide each other's barriers, and
-    # half of the threads still have a run of two channels.
-    several = tile.log_images > 0 and tile.numbers(channels) > _THREADS << _RUN
-    if several and shared_of(tile) > each_of_two >= shared_of(tile.half):
-        tile = tile.half
     return {**tile._asdict(), "shared": shared_of(tile)}
 
 
-def _input_of(tile: Tile, windows: Windows) -> int:
-    """Pixels of a tile's input, with its halo."""
+def _input_of(tile: Tile, windows: Windows, channels: int) -> int:
+    """Numbers of a tile's input, with its halo: see csrc/cuda/cell/tile.cuh."""
     rows = ((1 << tile.log_height) - 1) * windows.stride + 1 + 2 * windows.halo
-    columns = ((1 << tile.log_width) - 1) * windows.stride + 1 + 2 * windows.halo | 1
-    return (rows << tile.log_images) * columns
+    columns = ((windows.stride << tile.log_width) + windows.halo) | (channels < _WARP)
+    return ((rows << tile.log_images) * columns + windows.halo) * channels
 
 
 def nodes_arguments(layout: Layout, tasks: NodeTasks, device: torch.device) -> dict[str, Any]:
@@ -136,11 +139,13 @@ def nodes_arguments(layout: Layout, tasks: NodeTasks, device: torch.device) -> d
     c = layout.plan.mixed_channels
     first, second = tasks.windows, tasks.second_windows
     taps = max(first.taps, second.taps)
+    pixels = layout.tile * layout.tiles_per_chunk(layout.pixels(layout.plan.inputs))
+    images = -(-pixels // prod(layout.after))
 
     def shared(tile: Tile) -> int:  # `Room` of csrc/cuda/cell/convolve.cuh
         rows = most_rows(c)
         between = max(tile.numbers(c), 2 * _THREADS)
-        inputs = max(_input_of(tile, first), _input_of(tile, second)) * c
+        inputs = max(_input_of(tile, first, c), _input_of(tile, second, c))
         mixes = 2 * c * tasks.most + _TILE  # of csrc/cuda/cell/mix.cuh
         singles = c * (2 + rows + 2 * _WARPS) + max((c + taps) * c + between + inputs, mixes)
         return 8 * (rows * (2 * c + _COLUMNS) + _TURN) + 4 * singles
@@ -149,7 +154,7 @@ def nodes_arguments(layout: Layout, tasks: NodeTasks, device: torch.device) -> d
         "halo": first.halo,
         "second_halo": second.halo,
         "taps": taps,
-        **tile_of(c, *layout.after, _shared_memory(device), shared),
+        **tile_of(c, *layout.after, images, _shared_memory(device), shared),
         "channels": c,
     }
 
@@ -164,8 +169,9 @@ def reach_arguments(layout: Layout, tasks: ReachTasks, device: torch.device) -> 
         weights = (c + taps) * c
         small = c * (4 + 2 + 2 * _WARPS)
         numbers = tile.numbers(c) if c > 16 else _TILE
-        room = 3 * numbers + max(_input_of(tile, windows), _input_of(tile, inner)) * c
-        pools = 2 * _input_of(tile, _POOL) * c  # `collect_pool` of csrc/cuda/cell/collect.cuh
+        rooms = 3 if c <= _APART else 2
+        room = rooms * numbers + max(_input_of(tile, windows, c), _input_of(tile, inner, c))
+        pools = 2 * _input_of(tile, _POOL, c)  # `collect_pool` of csrc/cuda/cell/collect.cuh
         # `write_products` and `write_taps` of csrc/cuda/cell/pull.cuh; `coefficients` needs less.
         parts = max(16, taps) * _THREADS
         behind = max(room, pools, parts)
@@ -175,7 +181,7 @@ def reach_arguments(layout: Layout, tasks: ReachTasks, device: torch.device) -> 
         "halo": windows.halo,
         "inner_halo": inner.halo,
         "taps": taps,
-        **tile_of(c, *layout.after, _shared_memory(device), shared),
+        **tile_of(c, *layout.after, layout.images, _shared_memory(device), shared),
         "channels": c,
     }
 
@@ -233,7 +239,7 @@ def _library_reason(device: torch.device) -> str | None:
 def _shared_memory(device: torch.device) -> int:
     """Bytes that a program may have on a device."""
     if device.type != "cuda":
-        return _SHARED
+        return tuned(_SHARED, device)
     properties = torch.cuda.get_device_properties(device)
     # Older torches do not tell how much a program may ask for.
     least = properties.shared_memory_per_block

@@ -16,8 +16,8 @@
     extern __shared__ __align__(16) char shared[];                                  \
     da2s_fast::cell::__VA_ARGS__(call, shared);                                     \
   }
-#define DA2S_CHANNELS(C)                                                   \
-  DA2S_KERNEL(cell_nodes_##C, Nodes, 2, nodes<C>)           \
+#define DA2S_CHANNELS(C)                             \
+  DA2S_KERNEL(cell_nodes_##C, Nodes, 2, nodes<C>)    \
   DA2S_KERNEL(cell_reach_##C, Reach, 2, reach<C, 5>) \
   DA2S_KERNEL(cell_reach_##C##_7x7, Reach, 1, reach<C, 7>)
 

@@ -23,7 +23,7 @@ __device__ __forceinline__ void add_products(float4 g, float4 v, float (&totals)
 // values, of `parts` such pairs for each pixel; kTotals: both are wanted. A thread sums some of
 // them in single precision, so few that no digits get lost; all else is in double. `load(pixel,
 // part, gradient, value)` is asked for all pixels of a thread before the first is waited for.
-template <int C, bool kTotals, class Load>
+template <int C, int kAtOnce, bool kTotals, class Load>
 __device__ __forceinline__ void sum_pixels(const ReachRoom<C>& room, int64_t begin, int64_t end,
                                            int parts, Load load) {
   constexpr int kSome = 4 * kTilePixels<C>;
@@ -31,18 +31,18 @@ __device__ __forceinline__ void sum_pixels(const ReachRoom<C>& room, int64_t beg
   for (int64_t some = begin; some < end; some += kSome) {
     const int64_t behind = end - some < kSome ? end : some + kSome;
     float totals[4] = {}, products[4] = {};
-    for (int64_t first = some; first < behind; first += kTilePixels<C>)
+    for (int64_t first = some; first < behind; first += kAtOnce * kThreads / kQuads<C>)
 #pragma unroll 1
       for (int part = 0; part < parts; ++part) {
-        float4 gradients[kPixels], values[kPixels];
+        float4 gradients[kAtOnce], values[kAtOnce];
 #pragma unroll
-        for (int j = 0; j < kPixels; ++j) {
+        for (int j = 0; j < kAtOnce; ++j) {
           const int64_t pixel = first + index_of<C>(j);
           // Any pixel that there is takes the place of one behind the last.
           load(pixel < behind ? pixel : first, part, gradients[j], values[j]);
         }
 #pragma unroll
-        for (int j = 0; j < kPixels; ++j)
+        for (int j = 0; j < kAtOnce; ++j)
           if (first + index_of<C>(j) < behind)
             add_products<kTotals>(gradients[j], values[j], totals, products);
       }
@@ -71,7 +71,7 @@ __device__ __forceinline__ void candidate_sums(const Reach& call, const ReachRoo
   const float* state = call.states + row[kSource] + in_begin * pitch + c;
   if (kind == kBypass) {
     const int parts = pitch / C - 1;
-    sum_pixels<C, false>(
+    sum_pixels<C, 1, false>(
         room, begin, end, parts, [&](int64_t pixel, int part, float4& g, float4& v) {
           const int at = static_cast<int>(pixel - begin), line = at / call.width;
           const int image = line / call.height, y = line - image * call.height;
@@ -91,15 +91,16 @@ __device__ __forceinline__ void candidate_sums(const Reach& call, const ReachRoo
         strided ? state : (alike ? call.states + row[kSource] : call.z + row[kZ]) + c;
     const int values_pitch = alike ? pitch : C;
     const float factor = kind == kNothing ? 0.f : 1.f;
-    sum_pixels<C, true>(room, begin, end, 1, [&](int64_t pixel, int, float4& g, float4& v) {
-      const int64_t at =
-          strided ? strided_pixel(static_cast<int>(pixel - begin), call.height, call.width, input)
-                  : pixel;
-      v = *reinterpret_cast<const float4*>(values + at * values_pitch);
-      v = make_float4(v.x * factor - mean[0], v.y * factor - mean[1], v.z * factor - mean[2],
-                      v.w * factor - mean[3]);
-      g = *reinterpret_cast<const float4*>(gradient + pixel * gradient_pitch);
-    });
+    sum_pixels<C, kPixels, true>(
+        room, begin, end, 1, [&](int64_t pixel, int, float4& g, float4& v) {
+          const int64_t at = strided ? strided_pixel(static_cast<int>(pixel - begin), call.height,
+                                                     call.width, input)
+                                     : pixel;
+          v = *reinterpret_cast<const float4*>(values + at * values_pitch);
+          v = make_float4(v.x * factor - mean[0], v.y * factor - mean[1], v.z * factor - mean[2],
+                          v.w * factor - mean[3]);
+          g = *reinterpret_cast<const float4*>(gradient + pixel * gradient_pitch);
+        });
   }
   // FactorizedReduce has a row for each half of the channels.
   const int channel = threadIdx.x, column = static_cast<int>(row[kColumn]);
@@ -118,11 +119,11 @@ __device__ __forceinline__ void input_sums(const Reach& call, const ReachRoom<C>
   for (int column = 0; column < pitch; column += C) {
     const float* gradient = call.gradients + row[kGradient] + column + c;
     const float* state = call.states + row[kSource] + column + c;
-    sum_pixels<C, true>(room, room.program->first * size, room.program->end * size, 1,
-                        [&](int64_t pixel, int, float4& g, float4& v) {
-                          g = *reinterpret_cast<const float4*>(gradient + pixel * pitch);
-                          v = *reinterpret_cast<const float4*>(state + pixel * pitch);
-                        });
+    sum_pixels<C, kPixels, true>(room, room.program->first * size, room.program->end * size, 1,
+                                 [&](int64_t pixel, int, float4& g, float4& v) {
+                                   g = *reinterpret_cast<const float4*>(gradient + pixel * pitch);
+                                   v = *reinterpret_cast<const float4*>(state + pixel * pitch);
+                                 });
     if (threadIdx.x < C) write_sums<C>(call, room, row[kSums] + column, threadIdx.x, pitch);
   }
 }

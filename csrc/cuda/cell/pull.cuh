@@ -118,18 +118,17 @@ __device__ __forceinline__ int64_t first_of(const Tile& tile, const Reach& call)
   return (int64_t(tile.image) * call.height + tile.top) * call.width;
 }
 
-// dz of a tile, (pixels, C), 0 where there is no pixel. What a thread needs is on its way before
-// the first of it is waited for, and before all that `meanwhile()` does.
-template <int C, class Meanwhile>
+// dz of a tile, (pixels, C), 0 where there is no pixel. Some of what a thread needs is on its way
+// before the first is waited for, as much as it has registers for.
+template <int C>
 __device__ __forceinline__ void load_dz(const Reach& call, const int64_t* row,
                                         const float* coefficients, const Tile& tile, int end,
-                                        float* to, Meanwhile meanwhile) {
+                                        float* to) {
   const int c = threadIdx.x % kQuads<C> * 4;
   const bool given = is_given(row);
   const float *gradient = call.gradients + row[kGradient] + c, *outputs = call.z + row[kZ] + c;
   const int pitch = static_cast<int>(row[kGradientPitch]);
   constexpr int kAtOnce = C > 16 ? kPixels / 2 : kPixels;
-  if (kAtOnce < kPixels) meanwhile();
 #pragma unroll
   for (int first = 0; first < kPixels; first += kAtOnce) {
     float4 g[kAtOnce], z[kAtOnce];
@@ -142,7 +141,7 @@ __device__ __forceinline__ void load_dz(const Reach& call, const int64_t* row,
       g[j] = *reinterpret_cast<const float4*>(gradient + at * pitch);
       z[j] = *reinterpret_cast<const float4*>(outputs + at * C);
     }
-    if (kAtOnce == kPixels) meanwhile();
+
 #pragma unroll
     for (int j = 0; j < kAtOnce; ++j)
       if (index_of<C>(first + j) < pixels_of(tile))
@@ -159,7 +158,7 @@ __device__ __forceinline__ void add_products(const float* dz, const float* betwe
                                              float (&sums)[4][4]) {
   constexpr int kParts = kQuads<C> * kQuads<C>;
   const int out = threadIdx.x % kParts / kQuads<C>, in = threadIdx.x % kQuads<C>;
-#pragma unroll 2
+#pragma unroll(C > 16 ? 1 : 2)
   for (int p = threadIdx.x / kParts; p < pixels; p += kThreads / kParts) {
     const float4 g = reinterpret_cast<const float4*>(dz)[p * kQuads<C> + out];
     const float4 v = reinterpret_cast<const float4*>(between)[p * kQuads<C> + in];

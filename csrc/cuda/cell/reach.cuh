@@ -136,9 +136,8 @@ __device__ __forceinline__ void pull(const Reach& call, const ReachRoom<C>& room
   const bool wanted = call.weight_gradients != nullptr;
   float products[4][4] = {}, taps[kKernelSize * kKernelSize] = {};
   for_tiles(start, call.height, *room.program, [&](const Tile& tile) {
-    load_dz<C>(call, row, room.coefficients, tile, room.program->end, room.dz, [&] {
-      if (wanted) load_input(tile);
-    });
+    if (wanted) load_input(tile);
+    load_dz<C>(call, row, room.coefficients, tile, room.program->end, room.dz);
     if (!room.kApart && wanted) __syncthreads();
     if (!room.kApart && wanted)
       depthwise<C, kKernelSize, kDilation, kStride>(room.tile, tile, padding, room.spatial,
@@ -147,7 +146,7 @@ __device__ __forceinline__ void pull(const Reach& call, const ReachRoom<C>& room
     if (!room.kApart && wanted) add_products<C>(room.dz, room.between, pixels_of(tile), products);
     float values[kPixels][4] = {};
     // Where two programs shall fit, registers do not suffice for more than one case.
-    product<C, (C > 16)>(tile, room.dz, room.product, values);
+    product<C, false>(tile, room.dz, room.product, values);
     float4* own = reinterpret_cast<float4*>(room.total);
     if (!room.kApart) __syncthreads();
 #pragma unroll

@@ -58,6 +58,6 @@ TABLE: dict[str, dict[int, Parameters]] = {
     "reach_states, one block in TF32": _TWO_OF_EIGHT,
     "reach_states, two blocks in float32": {**_TWO_OF_EIGHT, 100: Parameters(warps=8)},
     "separable_conv": _EIGHT,
-    "settle": _FOUR,
+    "settle": _EIGHT,
     "update_running": {80: Parameters(warps=1)},
 }

@@ -42,7 +42,6 @@ TABLE: dict[str, dict[int, Parameters]] = {
     "convolve, tensor shapes and moments": _TWO_OF_EIGHT,
     "discretization_loss": {80: Parameters(warps=1)},
     "finish": _EIGHT,
-    "finish, several blocks": {80: Parameters(registers=64)},
     "leave": _FOUR,
     "leave, block by block in tensor shapes": {80: Parameters(registers=168)},
     "mix": _EIGHT,

@@ -166,7 +166,7 @@ def prepare(
 @triton.jit
 def input_norm(
     row, statistics, moments, channel, known, width, pixels, chunk_pixels, EPS: tl.constexpr,
-    CHUNKS: tl.constexpr,
+    CHUNKS: tl.constexpr, AT_ONCE: tl.constexpr,
 ):  # fmt: skip
     """Return mean and 1 / sqrt(variance + eps) of an input's norm, see `common.norm`."""
     at = statistics + tl.load(row + PART_STATISTICS) + channel
@@ -176,14 +176,12 @@ def input_norm(
     else:
         own = moments + tl.load(row + PART_MOMENTS)
         center = tl.load(own + channel, mask=known, other=0.0)
-        # As many at once as do not cost registers.
-        several: tl.constexpr = min(CHUNKS, 1024 // channel.shape[0])
-        weighed = tl.zeros((several, channel.shape[0]), tl.float64)
-        squares = tl.zeros((several, channel.shape[0]), tl.float64)
-        for first in tl.range(0, CHUNKS, several, loop_unroll_factor=2):
+        weighed = tl.zeros((AT_ONCE, channel.shape[0]), tl.float64)
+        squares = tl.zeros((AT_ONCE, channel.shape[0]), tl.float64)
+        for first in tl.range(0, CHUNKS, AT_ONCE, loop_unroll_factor=2):
             its_weighed, its_squares = moments_around(
                 center, own + first * 2 * width, channel, known, width,
-                chunk_sizes(pixels - first * chunk_pixels, chunk_pixels, 1, several), several,
+                chunk_sizes(pixels - first * chunk_pixels, chunk_pixels, 1, AT_ONCE), AT_ONCE,
             )  # fmt: skip
             weighed += its_weighed
             squares += its_squares
@@ -214,12 +212,14 @@ def settle(
     PIXELS: tl.constexpr,
     CHUNK_PIXELS: tl.constexpr,
     CHUNKS: tl.constexpr,
+    MERGED: tl.constexpr,
     COUNTERS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Write the input states, and 0 to COUNTERS counters, if a kernel of csrc/cuda needs them.
 
-    A chunk is tiles_per_chunk tiles of CHUNK_PIXELS, as in `prepare`.
+    A chunk is tiles_per_chunk tiles of CHUNK_PIXELS, as in `prepare`; moments of MERGED chunks are
+    read at once.
     """
     start_counters(counters, COUNTERS)
     row = table + tl.program_id(1) * PART
@@ -236,7 +236,7 @@ def settle(
     else:
         mean, rstd = input_norm(
             row, statistics, moments, c, known, channels, pixels, tiles_per_chunk * CHUNK_PIXELS,
-            EPS, CHUNKS,
+            EPS, CHUNKS, MERGED,
         )  # fmt: skip
         z = load_pixels(scratch + place_of(row + PART_Z), p.to(tl.int64), channels, c, live, known)
         values = (z - mean[None, :]) * rstd[None, :]

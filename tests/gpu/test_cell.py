@@ -47,6 +47,15 @@ def test_one_image_in_tensor_shapes(device):
 
 
 @ONE_PLACE
+def test_sums_over_many_chunks(device, monkeypatch):
+    """Several of them are read at once, several times; the last ones are empty."""
+    monkeypatch.setattr(forward, "_MERGED", 4 * 4)
+    monkeypatch.setattr(ends, "_ADDED_CHUNKS", 4)
+    monkeypatch.setattr(ends, "_SUMMED", 4 * 4 * 2)
+    check(make_case(TWO, (9, 5, 11)), torch.float32, device)
+
+
+@ONE_PLACE
 def test_recomputing_gives_the_same_bits(device):
     case = on(make_case(TWO, (2, 5, 7), frozen="some").to(torch.float32), device)
     saved, again = evaluate(case), evaluate(case, memory="recompute")

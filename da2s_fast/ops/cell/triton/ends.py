@@ -13,7 +13,10 @@ from da2s_fast.ops._triton import launched_as
 from da2s_fast.ops.cell.triton.call import Call, cdiv
 from da2s_fast.ops.cell.triton.layout import ENOUGH_PROGRAMS, block_of
 
-_ADDED = 256  # numbers that a program adds up over the chunks
+# What a program of `finish` reads at once: of so many chunks at most, so many numbers together;
+# of sums for the mixture so many.
+_ADDED_CHUNKS, _ADDED = 16, 2048
+_SUMMED = 1024
 
 
 class Collected(NamedTuple):
@@ -106,16 +109,16 @@ def finish(
     block = block_of(plan.mixed_channels)
     weight_count = layout.weights[-1]
     edges = 0 if grad_p is None and grad_g is None else len(plan.edges)
-    blocks = 0 if grad_weights is None else cdiv(weight_count, _ADDED)
+    chunks = min(layout.image_chunks, _ADDED_CHUNKS)
+    blocks = 0 if grad_weights is None else cdiv(weight_count, _ADDED // chunks)
     if not edges + blocks:
         return
-    several = cdiv(plan.mixed_channels, call.products(plan.mixed_channels)["BLOCK"]) > 1
+    rows = call.tables.candidates.length // len(plan.edges)
     launch(
         kernels.finish,
         (edges + blocks,),
-        **launched_as("finish, several blocks" if several else "finish", call.states.device),
+        **launched_as("finish", call.states.device),
         table=call.tables.candidates.table,
-        rows=call.tables.candidates.length,
         edges=edges,
         p_weights=call.p,
         g_weights=call.g,
@@ -131,7 +134,10 @@ def finish(
         EPS=call.eps,
         CHUNKS=layout.image_chunks,
         BLOCK=block,
-        ADDED=_ADDED,
+        ROWS=rows,
+        ROW_CHUNKS=max(1, min(layout.image_chunks, _SUMMED // (rows * block))),
+        ADDED=_ADDED // chunks,
+        ADDED_CHUNKS=chunks,
         OPERATIONS=power_of_two([len(plan.operations)]),
     )
 

@@ -35,6 +35,9 @@ from da2s_fast.ops.cell.triton.nodes import make_nodes
 from da2s_fast.ops.cell.triton.packs import Rows
 from da2s_fast.ops.cell.triton.tables import Round
 
+_MERGED = 1024
+"""Numbers of moments that `settle` reads at once: with more it would have more registers."""
+
 
 def cell(  # noqa: PLR0917 - the schema's arguments
     inputs: list[Tensor],
@@ -129,6 +132,7 @@ def _prepare(call: Call) -> None:
         COUNTERS=layout.counters,
         EPS=call.eps,
         CHUNKS=layout.input_chunks,
+        MERGED=max(1, min(layout.input_chunks, _MERGED // options["BLOCK"])),
         PIXELS=tile,
         CHUNK_PIXELS=options["PIXELS"],
         BLOCK=options["BLOCK"],

@@ -43,7 +43,12 @@ TABLE: dict[str, dict[int, Parameters]] = {
     "discretization_loss": {80: Parameters(warps=1)},
     "finish": _EIGHT,
     "leave": _FOUR,
-    "leave, block by block in tensor shapes": {80: Parameters(registers=168)},
+    "leave, tensor shapes in float32": {80: Parameters(registers=168), 90: Parameters()},
+    "leave, FactorizedReduce in tensor shapes": {
+        80: Parameters(registers=168),
+        90: Parameters(registers=224),
+        100: Parameters(registers=200),
+    },
     "mix": _EIGHT,
     "mixed_sum": _FOUR,
     "mixed_sum, forward": {80: Parameters(), 100: Parameters(registers=255)},

@@ -46,8 +46,7 @@ TABLE: dict[str, dict[int, Parameters]] = {
     "leave, tensor shapes in float32": {80: Parameters(registers=168), 90: Parameters()},
     "leave, FactorizedReduce in tensor shapes": {
         80: Parameters(registers=168),
-        90: Parameters(registers=224),
-        100: Parameters(registers=200),
+        90: Parameters(registers=255),
     },
     "mix": _EIGHT,
     "mixed_sum": _FOUR,

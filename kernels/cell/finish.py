@@ -24,9 +24,9 @@ from da2s_fast.kernels.cell.rows import (
 
 @triton.jit
 def add_chunks(
-    partial, to, numbers, block, CHUNKS: tl.constexpr, AT_ONCE: tl.constexpr, BLOCK: tl.constexpr
+    partial, to, numbers, block, CHUNKS: tl.constexpr, BLOCK: tl.constexpr, AT_ONCE: tl.constexpr
 ):
-    """Write a block of the sum over chunks of (CHUNKS, numbers)."""
+    """Write a block of the sum over chunks of (CHUNKS, numbers), AT_ONCE of them at a time."""
     at = block * BLOCK + tl.arange(0, BLOCK)
     there = at < numbers
     pitch = tl.full((), 1, tl.int64) * numbers
@@ -35,7 +35,12 @@ def add_chunks(
     for _ in tl.range(0, CHUNKS, AT_ONCE):
         total += tl.load(place, mask=there[None, :], other=0.0).to(tl.float64)
         place += AT_ONCE * pitch
-    total = tl.sum(total, axis=0)
+    store_sum(to, at, there, tl.sum(total, axis=0))
+
+
+@triton.jit
+def store_sum(to, at, there, total):
+    """Store float64 as a tensor's type."""
     if to.dtype.element_ty != tl.float64:
         total = total.to(tl.float32)  # from where every shorter type can be reached
     tl.store(to + at, total.to(to.dtype.element_ty), mask=there)
@@ -83,7 +88,7 @@ def finish(
         if to_weights is not None:
             add_chunks(
                 weight_gradients, to_weights, weight_count, tl.program_id(0) - edges, CHUNKS,
-                ADDED_CHUNKS, ADDED,
+                ADDED, ADDED_CHUNKS,
             )  # fmt: skip
     else:
         mixture_gradients(

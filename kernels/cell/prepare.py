@@ -178,7 +178,7 @@ def input_norm(
         center = tl.load(own + channel, mask=known, other=0.0)
         weighed = tl.zeros((AT_ONCE, channel.shape[0]), tl.float64)
         squares = tl.zeros((AT_ONCE, channel.shape[0]), tl.float64)
-        for first in tl.range(0, CHUNKS, AT_ONCE, loop_unroll_factor=2):
+        for first in range(0, CHUNKS, AT_ONCE):
             its_weighed, its_squares = moments_around(
                 center, own + first * 2 * width, channel, known, width,
                 chunk_sizes(pixels - first * chunk_pixels, chunk_pixels, 1, AT_ONCE), AT_ONCE,

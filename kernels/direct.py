@@ -8,8 +8,9 @@ each launch, and what it does not start as expected it goes on starting.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from operator import itemgetter
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import reduce
+from operator import itemgetter, or_
 from threading import get_ident
 from typing import Any
 
@@ -46,6 +47,13 @@ def is_recorded() -> bool:
     """Whether a CUDA graph records what is started now, to start it again whenever it likes."""
     # Without a GPU torch has no answer.
     return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+
+
+def alignment(addresses: Sequence[int]) -> Hashable:
+    """Which of them are aligned: the same answer for those for which Triton compiles the same."""
+    if reduce(or_, addresses, 0) % ALIGNMENT == 0:
+        return True  # all of them, as nearly always
+    return tuple([address % ALIGNMENT == 0 for address in addresses])
 
 
 def current_stream() -> int:

@@ -13,10 +13,14 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
+from operator import attrgetter, methodcaller
 from typing import Any
 
 from da2s_fast.kernels import direct
 from da2s_fast.kernels.launch import CudaKernel, Launch, launched_by, on_device, starter
+
+_DTYPE = attrgetter("dtype")
+_ADDRESS, _DEVICE_INDEX = methodcaller("data_ptr"), methodcaller("get_device")
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,7 @@ class Schedule:
         self._places = [(slot.name, slot.offset * slot.dtype.itemsize) for slot in self._single]
         # Operators take tensors.
         self._parts = _distinct([one for one in launches if isinstance(one.kernel, CudaKernel)])
-        self._prepared: dict[tuple[bool, ...], list[direct.Started | Launch]] = {}
+        self._prepared: dict[Hashable, list[direct.Started | Launch]] = {}
 
     def start(self, tensors: Mapping[Hashable, Any]) -> None:
         """Start all of them on the current device's current stream, without waiting for them.
@@ -108,9 +112,9 @@ class Schedule:
             return
         addresses = [tensors[name].data_ptr() + offset for name, offset in self._places]
         for name in self._lists:
-            addresses += [tensor.data_ptr() for tensor in tensors[name]]
+            addresses += map(_ADDRESS, tensors[name])
         # All else that Triton compiles for is the same at every start.
-        alignment = tuple([address % direct.ALIGNMENT == 0 for address in addresses])
+        alignment = direct.alignment(addresses)
         prepared = self._prepared.get(alignment)
         if prepared is None:
             self._prepared[alignment] = [self._start_first(one, tensors) for one in self._launches]
@@ -173,6 +177,7 @@ def start(build: Callable[..., None], tensors: Mapping[Hashable, Any], *key: Has
         tensors: all that are there when the launches are started, by name: their addresses are
             unknown to `build`, which finds a slot under each name. Or lists of tensors, of one type
             on one device, of whose shapes and strides nothing is known either: tuples of slots.
+            Tuples of tensors are lists of which the caller knows that they are of one type.
             Whoever calls keeps them for graphs; what caches own is for `build` to hand over.
         key: whatever else `build` has to know.
 
@@ -181,9 +186,8 @@ def start(build: Callable[..., None], tensors: Mapping[Hashable, Any], *key: Has
     """
     kinds = []
     for name, value in tensors.items():
-        if isinstance(value, list):
-            (kind,) = {(tensor.dtype, tensor.device) for tensor in value} or {()}
-            kinds.append((name, len(value), *kind))
+        if isinstance(value, list | tuple):
+            kinds.append((name, len(value), *_kind_of(value)))
         else:
             kinds.append((name, None, value.dtype, value.device, value.shape, value.stride()))
     if direct.is_recorded():
@@ -191,6 +195,15 @@ def start(build: Callable[..., None], tensors: Mapping[Hashable, Any], *key: Has
     else:
         make = _kept if starter() is on_device and direct.COMPILED else _made
     make(build, tuple(kinds), key).start(tensors)
+
+
+def _kind_of(tensors: Sequence[Any]) -> tuple[Any, ...]:
+    """Type and device of all of them: there may be hundreds, so that each question is one loop."""
+    if not tensors:
+        return ()
+    if isinstance(tensors, list):
+        (_,), (_,) = set(map(_DTYPE, tensors)), set(map(_DEVICE_INDEX, tensors))
+    return tensors[0].dtype, tensors[0].device
 
 
 def _made(

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 from da2s_fast.kernels.cell.common import product, store_pixels, through_relu, times
-from da2s_fast.kernels.cell.finish import add_chunks
+from da2s_fast.kernels.cell.finish import store_sum
 from da2s_fast.kernels.cell.gather import spread_back
 from da2s_fast.kernels.cell.prepare import load_input
 from da2s_fast.kernels.separable_conv import load_pointwise, load_tap, pixels_of, store_output
@@ -168,6 +168,18 @@ def spread(
     )  # fmt: skip
     values = load_input(x, x_strides, in_size, n, y, x_, c, live, known, SUM)
     store_output(to, to_strides, n, y, x_, c, live, known, through_relu(found, values))
+
+
+@triton.jit
+def add_chunks(partial, to, numbers, block, CHUNKS: tl.constexpr, BLOCK: tl.constexpr):
+    """Write a block of the sum over chunks of (CHUNKS, numbers), which are few: one by one."""
+    at = block * BLOCK + tl.arange(0, BLOCK)
+    there = at < numbers
+    total = tl.zeros((BLOCK,), tl.float64)
+    for chunk in range(0, CHUNKS):
+        place = partial + tl.full((), chunk, tl.int64) * numbers + at
+        total += tl.load(place, mask=there, other=0.0).to(tl.float64)
+    store_sum(to, at, there, total)
 
 
 @triton.jit

@@ -42,9 +42,12 @@ TABLE: dict[str, dict[int, Parameters]] = {
     "convolve, tensor shapes and moments": _TWO_OF_EIGHT,
     "discretization_loss": {80: Parameters(warps=1)},
     "finish": _EIGHT,
-    "finish, several blocks": {80: Parameters(registers=64)},
     "leave": _FOUR,
-    "leave, block by block in tensor shapes": {80: Parameters(registers=168)},
+    "leave, tensor shapes in float32": {80: Parameters(registers=168), 90: Parameters()},
+    "leave, FactorizedReduce in tensor shapes": {
+        80: Parameters(registers=168),
+        90: Parameters(registers=255),
+    },
     "mix": _EIGHT,
     "mixed_sum": _FOUR,
     "mixed_sum, forward": {80: Parameters(), 100: Parameters(registers=255)},
@@ -58,6 +61,6 @@ TABLE: dict[str, dict[int, Parameters]] = {
     "reach_states, one block in TF32": _TWO_OF_EIGHT,
     "reach_states, two blocks in float32": {**_TWO_OF_EIGHT, 100: Parameters(warps=8)},
     "separable_conv": _EIGHT,
-    "settle": _FOUR,
+    "settle": _EIGHT,
     "update_running": {80: Parameters(warps=1)},
 }

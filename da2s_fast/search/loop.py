@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from da2s_fast.determinism import deterministic
 from da2s_fast.errors import DivergedError
 from da2s_fast.search.discretize import DISCRETE_BETA, DISCRETE_P, Discretization
 from da2s_fast.search.flat import all_finite
@@ -69,7 +70,7 @@ def run_search(
         DivergedError: the loss or a weight became NaN or infinite.
     """
     history = list(history or [])
-    with _own_randomness(session, fresh=not history):
+    with deterministic(session.device), _own_randomness(session, fresh=not history):
         if folder and history:
             # A crash between checkpoint and metrics leaves metrics that lack the last epoch.
             folder.write_metrics(history)

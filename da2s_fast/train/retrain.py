@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from da2s_fast.data import ImageData, load_data
+from da2s_fast.determinism import deterministic
 from da2s_fast.errors import DivergedError
 from da2s_fast.search.monitor import FINITE_CHECK_STEPS, ScalarBoard
 from da2s_fast.search.run_folder import Metrics, RunFolder
@@ -112,6 +113,7 @@ def _run(
 ) -> RetrainResult:
     total = session.epochs * session.loader.steps_per_epoch
     with (
+        deterministic(session.device),
         folder.logging() if folder else nullcontext(),
         progress_bar("retrain", shown=progress) as on_step,
     ):

@@ -165,22 +165,38 @@ def add_pairs(left, also_left, right, also_right):
 
 
 @triton.jit
-def merged_moments(moments, channel, known, width, sizes, share, CHUNKS: tl.constexpr):
-    """Return mean and biased variance from the chunks' partial (CHUNKS, 2, width) moments."""
+def moments_around(center, moments, channel, known, width, sizes, CHUNKS: tl.constexpr):
+    """Return what merging adds up over chunks, (CHUNKS, channels) each, from (CHUNKS, 2, width).
+
+    These are a chunk's deviations from `center`, and their squares.
+    """
     size = sizes[:, None]
     at = moments + tl.arange(0, CHUNKS)[:, None] * (2 * width) + channel[None, :]
     there = (size > 0) & known[None, :]
     means = tl.load(at, mask=there, other=0.0)
     squares = tl.load(at + width, mask=there, other=0.0)
-    # Around the first chunk's mean, so that sums over chunks are those of small numbers. Both come
-    # from one exchange between threads.
-    first = tl.load(moments + channel, mask=known, other=0.0)
-    off = tl.where(there, means - first[None, :], 0)
+    off = tl.where(there, means - center[None, :], 0)
     weighed = times(tl.broadcast_to(size, off.shape), off)
-    shift, total = tl.reduce((weighed, tl.fma(weighed, off, squares)), 0, add_pairs)
+    return weighed, tl.fma(weighed, off, squares)
+
+
+@triton.jit
+def moments_from(center, weighed, squares, share):
+    """Return mean and biased variance from what `moments_around` returns for all chunks."""
+    # Both come from one exchange between threads.
+    shift, total = tl.reduce((weighed, squares), 0, add_pairs)
     shift = times(shift, tl.broadcast_to(share, shift.shape))
     variance = tl.fma(-shift, shift, times(total, tl.broadcast_to(share, total.shape)))
-    return first + shift, tl.where(variance < 0, 0, variance)
+    return center + shift, tl.where(variance < 0, 0, variance)
+
+
+@triton.jit
+def merged_moments(moments, channel, known, width, sizes, share, CHUNKS: tl.constexpr):
+    """Return mean and biased variance from the chunks' partial (CHUNKS, 2, width) moments."""
+    # Around the first chunk's mean, so that sums over chunks are those of small numbers.
+    center = tl.load(moments + channel, mask=known, other=0.0)
+    weighed, squares = moments_around(center, moments, channel, known, width, sizes, CHUNKS)
+    return moments_from(center, weighed, squares, share)
 
 
 @triton.jit
@@ -220,13 +236,20 @@ def norm(
         exact_mean, exact_variance = merged_moments(
             moments, channel, known, width, sizes, share, CHUNKS
         )
-        # Rounded before use: backward and a second forward read what is written here.
-        mean = exact_mean.to(statistics.dtype.element_ty)
-        variance = exact_variance.to(statistics.dtype.element_ty)
-        if writes:
-            tl.store(at, mean, mask=known)
-            tl.store(at + width, variance, mask=known)
+        mean, variance = written_down(exact_mean, exact_variance, at, known, width, writes)
     return mean, inverse_deviation(variance, EPS)
+
+
+@triton.jit
+def written_down(exact_mean, exact_variance, at, known, width, writes):
+    """Return statistics as those who read them later will have them."""
+    # Rounded before use: backward and a second forward read what is written here.
+    mean = exact_mean.to(at.dtype.element_ty)
+    variance = exact_variance.to(at.dtype.element_ty)
+    if writes:
+        tl.store(at, mean, mask=known)
+        tl.store(at + width, variance, mask=known)
+    return mean, variance
 
 
 @triton.jit

@@ -6,7 +6,8 @@ pixels, tile by tile, and for each tile runs over the input's channels, BLOCK at
 It writes z and the chunk's moments.
 
 settle: grid (tiles of pixels, inputs, blocks of channels). Normalizes z, or copies an input that is
-a state itself, into the states.
+a state itself, into the states. There are so many chunks that a program takes several tiles of
+`prepare`'s: each merges all their moments.
 """
 
 import triton
@@ -14,10 +15,12 @@ import triton.language as tl
 
 from da2s_fast.kernels.cell.common import (
     chunk_sizes,
+    inverse_deviation,
     load_pixels,
     merge_moments,
+    moments_around,
+    moments_from,
     moments_of_tile,
-    norm,
     place_of,
     product,
     rectified,
@@ -25,6 +28,7 @@ from da2s_fast.kernels.cell.common import (
     split,
     start_counters,
     store_pixels,
+    written_down,
 )
 from da2s_fast.kernels.cell.rows import (
     PART,
@@ -160,6 +164,35 @@ def prepare(
 
 
 @triton.jit
+def input_norm(
+    row, statistics, moments, channel, known, width, pixels, chunk_pixels, EPS: tl.constexpr,
+    CHUNKS: tl.constexpr, AT_ONCE: tl.constexpr,
+):  # fmt: skip
+    """Return mean and 1 / sqrt(variance + eps) of an input's norm, see `common.norm`."""
+    at = statistics + tl.load(row + PART_STATISTICS) + channel
+    if tl.load(row + PART_FROZEN) != 0:
+        mean = tl.load(at, mask=known, other=0.0)
+        variance = tl.load(at + width, mask=known, other=0.0)
+    else:
+        own = moments + tl.load(row + PART_MOMENTS)
+        center = tl.load(own + channel, mask=known, other=0.0)
+        weighed = tl.zeros((AT_ONCE, channel.shape[0]), tl.float64)
+        squares = tl.zeros((AT_ONCE, channel.shape[0]), tl.float64)
+        for first in range(0, CHUNKS, AT_ONCE):
+            its_weighed, its_squares = moments_around(
+                center, own + first * 2 * width, channel, known, width,
+                chunk_sizes(pixels - first * chunk_pixels, chunk_pixels, 1, AT_ONCE), AT_ONCE,
+            )  # fmt: skip
+            weighed += its_weighed
+            squares += its_squares
+        exact_mean, exact_variance = moments_from(center, weighed, squares, share_of(pixels))
+        mean, variance = written_down(
+            exact_mean, exact_variance, at, known, width, tl.program_id(0) == 0
+        )
+    return mean, inverse_deviation(variance, EPS)
+
+
+@triton.jit
 def settle(
     table,
     inputs,
@@ -177,30 +210,33 @@ def settle(
     tiles_per_chunk,
     EPS: tl.constexpr,
     PIXELS: tl.constexpr,
+    CHUNK_PIXELS: tl.constexpr,
     CHUNKS: tl.constexpr,
+    MERGED: tl.constexpr,
     COUNTERS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Write the input states, and 0 to COUNTERS counters, if a kernel of csrc/cuda needs them."""
+    """Write the input states, and 0 to COUNTERS counters, if a kernel of csrc/cuda needs them.
+
+    A chunk is tiles_per_chunk tiles of CHUNK_PIXELS, as in `prepare`; moments of MERGED chunks are
+    read at once.
+    """
     start_counters(counters, COUNTERS)
     row = table + tl.program_id(1) * PART
-    place = tl.load(row + PART_STATISTICS)
     to = states + place_of(row + PART_STATE)
     dtype = states.dtype.element_ty
     p = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
     live = p < pixels
     c = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
     known = c < channels
-    if place < 0:
+    if tl.load(row + PART_STATISTICS) < 0:
         n, y, x = split(p, height, width)
         position = tl.load(row + PART_POSITION)
         values = load_either(inputs, strides, sizes, position, n, y, x, c, live, known, dtype)
     else:
-        mean, rstd = norm(
-            statistics, place, tl.load(row + PART_FROZEN) != 0,
-            moments + tl.load(row + PART_MOMENTS), c, known, channels,
-            chunk_sizes(pixels, tiles_per_chunk, PIXELS, CHUNKS), share_of(pixels),
-            tl.program_id(0) == 0, EPS, CHUNKS,
+        mean, rstd = input_norm(
+            row, statistics, moments, c, known, channels, pixels, tiles_per_chunk * CHUNK_PIXELS,
+            EPS, CHUNKS, MERGED,
         )  # fmt: skip
         z = load_pixels(scratch + place_of(row + PART_Z), p.to(tl.int64), channels, c, live, known)
         values = (z - mean[None, :]) * rstd[None, :]

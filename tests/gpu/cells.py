@@ -30,12 +30,16 @@ WIDE = CellPlan(17, ("sep_conv_3x3",), 1, False, BOTH)
 
 @contextmanager
 def tiles_of(pixels: int) -> Iterator[None]:
-    """Several tiles and chunks, and programs enough, even of tiny images."""
+    """Several tiles and chunks, read in several steps, and programs enough, even of tiny images."""
     caches = layout.layout_of, tables_of
     with pytest.MonkeyPatch.context() as patch:
         for name in ("PIXELS", "CHUNK_PIXELS", "IMAGE_CHUNK_PIXELS"):
             patch.setattr(layout, name, pixels)
+        patch.setattr(layout, "INPUT_CHUNK_NUMBERS", 1)
         patch.setattr(ends, "ENOUGH_PROGRAMS", 1)
+        patch.setattr(ends, "_ADDED_CHUNKS", 1)
+        for driver, name in ((forward, "_MERGED"), (ends, "_SUMMED")):
+            patch.setattr(driver, name, 1)
         for cache in caches:
             cache.cache_clear()
         yield

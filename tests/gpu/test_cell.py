@@ -47,6 +47,40 @@ def test_one_image_in_tensor_shapes(device):
 
 
 @ONE_PLACE
+def test_sums_over_many_chunks(device, monkeypatch):
+    """Several of them are read at once, several times; the last ones are empty."""
+    monkeypatch.setattr(forward, "_MERGED", 4 * 4)
+    monkeypatch.setattr(ends, "_ADDED_CHUNKS", 4)
+    monkeypatch.setattr(ends, "_SUMMED", 4 * 4 * 2)
+    check(make_case(TWO, (9, 5, 11)), torch.float32, device)
+
+
+@ONE_PLACE
+@pytest.mark.parametrize("plan", [TWO, SMALL["halves"]], ids=["convolution", "FactorizedReduce"])
+def test_what_a_program_takes_on_changes_no_bits(device, monkeypatch, plan):
+    """Some tiles of inputs with all channels, or one tile with some, down to a block."""
+    case = on(make_case(plan, (2, 9, 11)).to(torch.float32), device)
+    grids = []
+
+    def evaluated(programs):
+        monkeypatch.setattr(ends, "ENOUGH_PROGRAMS", programs)
+        return evaluate(case)
+
+    def launch(kernel, grid, **arguments):
+        if kernel.__name__ == "leave":
+            grids.append(grid)
+        correct(kernel, grid, **arguments)
+
+    correct = ends.launch
+    monkeypatch.setattr(ends, "launch", launch)
+    expected = evaluated(1)
+    for programs in (3, 256):
+        for name, value in evaluated(programs).items():
+            assert torch.equal(value, expected[name]), name
+    assert len(set(grids)) == 3
+
+
+@ONE_PLACE
 def test_recomputing_gives_the_same_bits(device):
     case = on(make_case(TWO, (2, 5, 7), frozen="some").to(torch.float32), device)
     saved, again = evaluate(case), evaluate(case, memory="recompute")

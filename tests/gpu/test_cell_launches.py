@@ -44,8 +44,7 @@ def key_of(case: Case, save: bool, *, again: bool) -> tuple:
 def gpu(fake, monkeypatch) -> Iterator[list[torch.device]]:  # noqa: F811
     """The GPU that is not there, for cells, whose tables would stay behind in a cache."""
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**36, 2**36))
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 0)
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 0)
+    monkeypatch.setattr(torch.cuda, "memory_stats_as_nested_dict", lambda device: {})
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(compiled, "_shared_memory", lambda device: 227 << 10)
     monkeypatch.setattr(memory, "_answers", {})
@@ -145,8 +144,9 @@ def test_modules_on_a_gpu_choose_the_kernels(gpu, make):
 def test_auto_asks_for_the_memory_of_the_gpu(gpu, monkeypatch, free, unused, saves):
     """What torch holds and does not use is as free as what the driver has."""
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 2**36))
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: unused + 2**20)
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 2**20)
+    held = {"reserved": unused + 2**20, "allocated": 2**20}
+    stats = {f"{kind}_bytes": {"all": {"current": size}} for kind, size in held.items()}
+    monkeypatch.setattr(torch.cuda, "memory_stats_as_nested_dict", lambda device: stats)
     monkeypatch.setattr(memory, "memory", lambda: pytest.fail("asked for the machine's memory"))
     case = on(make_case(PLANS["mixed op"], (2, 5, 4)), "cuda")
     kept = {}

@@ -306,6 +306,26 @@ def test_a_list_has_one_type(driver):
         schedule.start(build, {"x": [torch.zeros(1), torch.zeros(1).double()]})
 
 
+def test_tuples_are_lists_that_are_known_to_have_one_type(driver):
+    def build_pair(slots: dict[str, Any]) -> None:
+        launch(both, (1,), tensors=slots["x"], scale=1, to=slots["y"], missing=None, COUNT=4)
+
+    for kind in (list, tuple, tuple):
+        pair = kind(torch.zeros(4) for _ in range(2))
+        schedule.start(build_pair, {"x": pair, "y": torch.zeros(4)})
+        (found,) = driver.taken()
+        assert found[6] == tuple(tensor.data_ptr() for tensor in pair)
+
+
+@pytest.mark.parametrize("size", [0, 1, 4])
+def test_alignment_is_that_of_every_address(size):
+    of = [
+        direct.alignment([16 * place + (place == odd) * 4 for place in range(size)])
+        for odd in range(-1, size)
+    ]
+    assert len(set(of)) == size + 1
+
+
 def test_operators_of_the_library_are_called_by_their_schemas(monkeypatch):
     """They have no kernels for CPUs, which torch says once arguments were accepted."""
     monkeypatch.setattr(compiled, "_library_reason", lambda device: None)

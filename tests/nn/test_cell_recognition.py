@@ -76,6 +76,22 @@ def test_hooks_that_are_removed_again(example):
         call(module, *tensors)
 
 
+def test_hooks_elsewhere(example):
+    """They are no reason, and do not hide those that come later."""
+    tensors = example.tensors()
+    module = example.ours.float()
+    other = nn.ReLU()
+    for register in (other.register_forward_hook, other.register_forward_pre_hook):
+        with use_backend("cpu"):
+            call(module, *tensors)
+        register(lambda *_: None)
+        with use_backend("cpu"):
+            call(module, *tensors)
+    module.get_submodule(CONV).register_forward_hook(lambda *_: None)
+    with use_backend("cpu"), pytest.raises(UserError, match="hooks"):
+        call(module, *tensors)
+
+
 def test_a_changed_module_that_changes_back(example):
     module, tensors = example.ours, to_double(example.tensors())
     for training in (True, False, True, False):

@@ -6,13 +6,19 @@ included: with the hundreds of weights of a cell that takes longer than a small 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
+from torch._utils import _unflatten_dense_tensors
 
 from da2s_fast.ops._backend import LIBRARY, refuse_double_backward
+from da2s_fast.ops._triton import DRIVERS
+
+_PYTHON_DRIVER = torch._C.DispatchKey.CUDA
+"""Where the operator is implemented by one of `DRIVERS`."""
 
 
 class _Call(NamedTuple):
@@ -74,17 +80,14 @@ def _parted(call: _Call, items: Any) -> tuple[list[Any], list[Any], list[Any]]:
     return list(items[: call.inputs]), list(items[call.inputs : last]), list(items[last:])
 
 
-def _views(flat: Tensor, weights: list[Tensor]) -> list[Tensor]:
+def _views(flat: Tensor, weights: list[Tensor]) -> Sequence[Tensor]:
     """The flat tensor in parts of the weights' shapes, one after the other."""
-    views, start = [], 0
-    for weight in weights:
-        shape = weight.shape
-        _, inputs, height, width = shape
-        strides = (inputs * height * width, height * width, width, 1)
-        # Half the time of a split and a view.
-        views.append(flat.as_strided(shape, strides, start))
-        start += shape[0] * strides[0]
-    return views
+    if type(flat) is Tensor:
+        # There are hundreds of them: all in one call.
+        return _unflatten_dense_tensors(flat, weights)
+    # What compilers trace may have sizes without a number.
+    parts = flat.split([weight.numel() for weight in weights])
+    return [part.view(weight.shape) for part, weight in zip(parts, weights, strict=True)]
 
 
 def _below_autograd(
@@ -92,6 +95,9 @@ def _below_autograd(
 ) -> tuple[Tensor, Tensor, Tensor]:
     with torch._C._AutoDispatchBelowAutograd():
         keys &= torch._C._after_autograd_keyset
+        if keys.highestPriorityTypeId() == _PYTHON_DRIVER:
+            # Straight to it: lists of hundreds of tensors would be taken apart twice on the way.
+            return DRIVERS["cell"](*arguments)
         return torch.ops.da2s_fast.cell.default.redispatch(keys, *arguments)
 
 

@@ -96,19 +96,15 @@ def _reason(  # noqa: PLR0917 - as the operator
     x = inputs[-1]
     mixture = [p] if g is None else [p, g]
     tensors = (*inputs, *mixture, *weights, *running)
-    # Cells have hundreds of weights: the shorter question where it will do.
-    if (
-        not all(t.is_cpu for t in tensors)
-        if x.is_cpu
-        else any(t.device != x.device for t in tensors)
-    ):
+    if not _on_device_of(x, tensors):
         return f"tensors are on {' and '.join(sorted({str(t.device) for t in tensors}))}"
     if x.dtype not in _DTYPES:
         return f"the inputs are {x.dtype}"
-    for tensor in (*mixture, *weights):
-        if tensor.dtype not in (x.dtype, torch.float32):
-            return f"the inputs are {x.dtype}, p, g or a weight is {tensor.dtype}"
-    if any(weight.dtype != weights[0].dtype for weight in weights):
+    types = {weight.dtype for weight in weights}
+    for dtype in (*[tensor.dtype for tensor in mixture], *types):
+        if dtype not in (x.dtype, torch.float32):
+            return f"the inputs are {x.dtype}, p, g or a weight is {dtype}"
+    if len(types) > 1:
         return "the weights have several types"
     if x.numel() == 0:
         return "the inputs are empty"
@@ -116,3 +112,16 @@ def _reason(  # noqa: PLR0917 - as the operator
     if 1 in counts and len(frozen) < len(plan.norm_channels):
         return "a norm would see a single value per channel"
     return None
+
+
+def _on_device_of(x: Tensor, tensors: Sequence[Tensor]) -> bool:
+    """Whether all of them are on the device of x.
+
+    Cells have hundreds of weights: where it will do a shorter question than for devices, which are
+    objects that are made for the answer.
+    """
+    if x.is_cpu:
+        return all([t.is_cpu for t in tensors])
+    if x.is_cuda and all([t.is_cuda for t in tensors]):
+        return {t.get_device() for t in tensors} == {x.get_device()}
+    return all([t.device == x.device for t in tensors])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from functools import lru_cache
+from itertools import chain
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -25,6 +27,8 @@ __all__ = ["cell", "cell_backward", "cell_update_running"]
 _MOST_NORMS = 160
 _BLOCK = 128
 
+_DTYPE = attrgetter("dtype")
+
 
 def cell_update_running(  # noqa: PLR0917 - the schema's arguments
     statistics: Tensor,
@@ -40,28 +44,44 @@ def cell_update_running(  # noqa: PLR0917 - the schema's arguments
     A launch more for every further type of buffers, and for every _MOST_NORMS norms.
     """
     slots = _moving(tuple(plan), tuple(frozen))
-    kinds: dict[tuple[torch.dtype, ...], list[int]] = {}
-    for slot in slots:
-        buffers = [*running[2 * slot : 2 * slot + 2], *(tracked[slot : slot + 1])]
-        kinds.setdefault(tuple([buffer.dtype for buffer in buffers]), []).append(slot)
-    for types, all_own in kinds.items():
+    means, variances = running[::2], running[1::2]
+    for types, all_own in _by_type(slots, means, variances, tracked).items():
         double = torch.float64 in (*types, statistics.dtype)
         for start in range(0, len(all_own), _MOST_NORMS):
-            own = tuple(all_own[start : start + _MOST_NORMS])
-            buffers = [running[2 * slot + half] for half in (0, 1) for slot in own]
+            own = all_own[start : start + _MOST_NORMS]
+            buffers = (*_chosen(means, own), *_chosen(variances, own))
             # What has gaps is copied there and back.
-            flat = [buffer.contiguous() for buffer in buffers]
-            tensors = {
+            whole = all(map(Tensor.is_contiguous, buffers))
+            flat = buffers if whole else tuple([buffer.contiguous() for buffer in buffers])
+            tensors: dict[Hashable, Any] = {
                 "statistics": statistics,
                 "means": flat[: len(own)],
                 "variances": flat[len(own) :],
-                "tracked": [tracked[slot] for slot in own] if tracked else [],
+                "tracked": _chosen(tracked, own) if tracked else (),
             }
             norms = tuple(plan), own, tuple(counts)
             schedule.start(_update_running, tensors, norms, momentum, double)
-            for to, value in zip(buffers, flat, strict=True):
-                if to is not value:
+            if not whole:
+                for to, value in zip(buffers, flat, strict=True):
                     to.copy_(value)
+
+
+def _chosen(buffers: list[Tensor], slots: tuple[int, ...]) -> tuple[Tensor, ...]:
+    if len(slots) == len(buffers):
+        return tuple(buffers)
+    return tuple([buffers[slot] for slot in slots])
+
+
+def _by_type(slots: tuple[int, ...], *buffers: list[Tensor]) -> dict[tuple[Any, ...], Any]:
+    """The slots by the types of their means, variances and counters."""
+    types = [set(map(_DTYPE, own)) for own in buffers]
+    if all(len(own) < 2 for own in types):  # nearly always
+        return {tuple(chain(*types)): slots} if slots else {}
+    kinds: dict[tuple[Any, ...], Any] = {}
+    for slot in slots:
+        kind = tuple([own[slot].dtype for own in buffers if own])
+        kinds[kind] = (*kinds.get(kind, ()), slot)
+    return kinds
 
 
 def _update_running(

@@ -13,7 +13,10 @@ from da2s_fast.ops._triton import launched_as
 from da2s_fast.ops.cell.triton.call import Call, cdiv
 from da2s_fast.ops.cell.triton.layout import ENOUGH_PROGRAMS, block_of
 
-_ADDED = 256  # numbers that a program adds up over the chunks
+# What a program of `finish` reads at once: of so many chunks at most, so many numbers together;
+# of sums for the mixture so many.
+_ADDED_CHUNKS, _ADDED = 16, 2048
+_SUMMED = 1024
 
 
 class Collected(NamedTuple):
@@ -32,33 +35,53 @@ class Collected(NamedTuple):
     for_weights: bool
 
 
+class _Share(NamedTuple):
+    """What a program takes on.
+
+    Attributes:
+        tiles: of pixels.
+        blocks: of channels.
+    """
+
+    tiles: int
+    blocks: int
+
+
+def _share_of(tiles: int, blocks: int) -> _Share:
+    """As much as leaves enough programs: several tiles with all blocks, or one with some."""
+    groups = min(blocks, cdiv(ENOUGH_PROGRAMS, tiles))
+    return _Share(max(1, tiles // ENOUGH_PROGRAMS), cdiv(blocks, groups))
+
+
 def leave(call: Call, collected: Collected, found: Sequence[Slot | None]) -> None:
     """Gradients of the inputs, where a place is given, and of the preprocessing's weights."""
     layout, plan = call.layout, call.layout.plan
     options = call.products(plan.channels)
-    blocks = cdiv(plan.channels, options["BLOCK"])
-    in_blocks = cdiv(max(x.shape[1] for x in call.inputs), options["BLOCK"])
+    tiles = cdiv(layout.pixels(0), options["PIXELS"])
+    in_blocks = [cdiv(x.shape[1], options["BLOCK"]) for x in call.inputs]
     parts = [{"identity": 0, "conv": 1, "reduce": 2}[kind] for kind in plan.preprocess]
     tasks = len(found) + sum(parts) * collected.for_weights
-    tiles = [cdiv(x.shape[0] * x.shape[2] * x.shape[3], options["PIXELS"]) for x in call.inputs]
-    reduces = "reduce" in plan.preprocess
-    whole = blocks == 1 and not reduces and min(tiles) >= ENOUGH_PROGRAMS
+    shares = [_share_of(tiles, own) for own in in_blocks]
     programs = [
-        own * (1 if whole else cdiv(x.shape[1], options["BLOCK"])) * (to is not None)
-        for own, x, to in zip(tiles, call.inputs, found, strict=True)
+        cdiv(tiles, share.tiles) * cdiv(own, share.blocks) * max(1, count) * (to is not None)
+        for share, own, count, to in zip(shares, in_blocks, parts, found, strict=True)
     ]
-    pulling = layout.image_chunks * in_blocks * blocks * (tasks > len(found))
+    pulled = layout.image_chunks * cdiv(plan.channels, options["BLOCK"])
+    pulled_blocks = _share_of(pulled, max(in_blocks)).blocks
+    pulling = pulled * cdiv(max(in_blocks), pulled_blocks) * (tasks > len(found))
     most = max(*programs, pulling)
     if not most:
         return
+    kernel = "leave"
+    if options["DOT"] and 2 in parts:
+        kernel = "leave, FactorizedReduce in tensor shapes"
+    elif options["DOT"] and options["PRECISION"] == "ieee":
+        kernel = "leave, tensor shapes in float32"
     height, width = layout.before
     launch(
         prepare_backward.leave,
         (most, tasks),
-        **launched_as(
-            "leave, block by block in tensor shapes" if options["DOT"] and not whole else "leave",
-            call.states.device,
-        ),
+        **launched_as(kernel, call.states.device),
         table=call.tables.parts.table,
         inputs=tuple(call.inputs),
         strides=call.strides,
@@ -67,9 +90,11 @@ def leave(call: Call, collected: Collected, found: Sequence[Slot | None]) -> Non
         to_strides=tuple(None if to is None else to.stride() for to in found),
         cins=tuple(x.shape[1] for x in call.inputs),
         firsts=tuple(sum(parts[:position]) for position in range(len(parts))),
-        parts=tuple(parts),
         programs=tuple(programs),
+        tiles=tuple(share.tiles for share in shares),
+        blocks=tuple(share.blocks for share in shares),
         pulling_programs=pulling,
+        pulled_blocks=pulled_blocks,
         state_gradients=tuple(layout.gradients[: plan.inputs]),
         weights=call.weights,
         weight_gradients=collected.weight_gradients,
@@ -77,16 +102,13 @@ def leave(call: Call, collected: Collected, found: Sequence[Slot | None]) -> Non
         gradients=collected.gradients,
         statistics=call.statistics,
         sums=collected.sums,
-        batch=call.inputs[0].shape[0],
         pixels=layout.pixels(0),
         height=height,
         width=width,
         channels=plan.channels,
         weight_count=layout.weights[-1],
         images=layout.images,
-        in_blocks=in_blocks,
-        REDUCES=reduces,
-        WHOLE=whole,
+        PARTS=sum(own << 2 * position for position, own in enumerate(parts)),
         WEIGHTS=tasks > len(found),
         EPS=call.eps,
         CHUNKS=layout.image_chunks,
@@ -106,16 +128,16 @@ def finish(
     block = block_of(plan.mixed_channels)
     weight_count = layout.weights[-1]
     edges = 0 if grad_p is None and grad_g is None else len(plan.edges)
-    blocks = 0 if grad_weights is None else cdiv(weight_count, _ADDED)
+    chunks = min(layout.image_chunks, _ADDED_CHUNKS)
+    blocks = 0 if grad_weights is None else cdiv(weight_count, _ADDED // chunks)
     if not edges + blocks:
         return
-    several = cdiv(plan.mixed_channels, call.products(plan.mixed_channels)["BLOCK"]) > 1
+    rows = call.tables.candidates.length // len(plan.edges)
     launch(
         kernels.finish,
         (edges + blocks,),
-        **launched_as("finish, several blocks" if several else "finish", call.states.device),
+        **launched_as("finish", call.states.device),
         table=call.tables.candidates.table,
-        rows=call.tables.candidates.length,
         edges=edges,
         p_weights=call.p,
         g_weights=call.g,
@@ -131,7 +153,10 @@ def finish(
         EPS=call.eps,
         CHUNKS=layout.image_chunks,
         BLOCK=block,
-        ADDED=_ADDED,
+        ROWS=rows,
+        ROW_CHUNKS=max(1, min(layout.image_chunks, _SUMMED // (rows * block))),
+        ADDED=_ADDED // chunks,
+        ADDED_CHUNKS=chunks,
         OPERATIONS=power_of_two([len(plan.operations)]),
     )
 

@@ -16,6 +16,7 @@ from collections.abc import Hashable, Mapping
 
 import torch
 from torch import Tensor
+from torch._utils import _flatten_dense_tensors
 
 from da2s_fast.kernels import schedule
 from da2s_fast.kernels.cell import convolve, mix, prepare
@@ -34,6 +35,9 @@ from da2s_fast.ops.cell.triton.layout import (
 from da2s_fast.ops.cell.triton.nodes import make_nodes
 from da2s_fast.ops.cell.triton.packs import Rows
 from da2s_fast.ops.cell.triton.tables import Round
+
+_MERGED = 1024
+"""Numbers of moments that `settle` reads at once: with more it would have more registers."""
 
 
 def cell(  # noqa: PLR0917 - the schema's arguments
@@ -59,7 +63,8 @@ def cell(  # noqa: PLR0917 - the schema's arguments
         statistics = x.new_empty((layout.norms[-1],), dtype=dtype)
     saved = x.new_empty((layout.saved_size + TF32_MARK * settings.tf32,), dtype=dtype)
     if weights:
-        torch.cat([w.reshape(-1) for w in weights], out=saved[: layout.weights[-1]])
+        # A copy more on the device, for hundreds of views less that Python makes.
+        torch.cat([_flatten_dense_tensors(weights)], out=saved[: layout.weights[-1]])
     height, width = layout.after
     output = x.new_empty(
         (x.shape[0], cell_plan.outputs * cell_plan.channels, height, width)
@@ -103,11 +108,12 @@ def _prepare(call: Call) -> None:
         "moments": call.moments,
         "channels": plan.channels,
         **call.area(0),
+        "tiles_per_chunk": cdiv(layout.pixels(0), layout.tile * layout.input_chunks),
     }
     if tables.parts.length:
         launch(
             prepare.prepare,
-            (layout.chunks, tables.parts.length, blocks),
+            (layout.input_chunks, tables.parts.length, blocks),
             **launched_as(
                 "prepare, tensor shapes" if options["DOT"] else "prepare", call.states.device
             ),
@@ -116,18 +122,21 @@ def _prepare(call: Call) -> None:
             **common,
             **options,
         )
+    tile = larger_tile(layout.pixels(0), tables.inputs.length * blocks, layout.tile)
     launch(
         prepare.settle,
-        (cdiv(layout.pixels(0), options["PIXELS"]), tables.inputs.length, blocks),
-        **launched_as("settle", call.states.device),
+        (cdiv(layout.pixels(0), tile), tables.inputs.length, blocks),
+        **launched_as("settle", call.states.device, tile * options["BLOCK"] // 8),
         table=tables.inputs.table,
         statistics=call.statistics,
         states=call.states,
         counters=call.made if call.compiled else None,
         COUNTERS=layout.counters,
         EPS=call.eps,
-        CHUNKS=layout.chunks,
-        PIXELS=options["PIXELS"],
+        CHUNKS=layout.input_chunks,
+        MERGED=max(1, min(layout.input_chunks, _MERGED // options["BLOCK"])),
+        PIXELS=tile,
+        CHUNK_PIXELS=options["PIXELS"],
         BLOCK=options["BLOCK"],
         **common,
     )
@@ -180,10 +189,15 @@ def _convolve(call: Call, node: int, own: Rows, second: bool) -> None:
     )
 
 
-def mixed_tile(pixels: int, blocks: int, tile: int) -> int:
-    """Pixels of a program that mixes candidates: up to four tiles if enough programs are left.
+def larger_tile(pixels: int, blocks: int, tile: int) -> int:
+    """Pixels of a program that merges moments: up to four tiles if enough programs are left.
 
-    Every program adds up all chunks' moments of every candidate.
+    Every program adds up all chunks' moments of what it normalizes.
+
+    Args:
+        pixels: of all programs together.
+        blocks: programs for each tile.
+        tile: pixels of others' tiles.
     """
     larger = (4 * tile, 2 * tile)
     return next((t for t in larger if cdiv(pixels, t) * blocks >= ENOUGH_PROGRAMS), tile)
@@ -196,7 +210,7 @@ def _mix(call: Call, step: Round, output: Slot) -> None:
     place = step.node - (len(plan.states) - plan.outputs)
     part = output.narrow(1, max(place, 0) * plan.channels, plan.channels)
     blocks = cdiv(plan.mixed_channels, block)
-    tile = mixed_tile(layout.pixels(step.node), blocks, layout.tile)
+    tile = larger_tile(layout.pixels(step.node), blocks, layout.tile)
     launch(
         mix.mix,
         (cdiv(layout.pixels(step.node), tile), blocks),

@@ -23,6 +23,10 @@ CHUNKS = 32
 """Most chunks that a sum over the batch is cut into, a power of two."""
 CHUNK_PIXELS = 256
 """Fewest pixels of a chunk."""
+INPUT_CHUNKS = 256
+"""Likewise of the preprocessing, whose norms are few, so that few read these moments."""
+INPUT_CHUNK_NUMBERS = 8192
+"""Fewest numbers of an input that such a chunk takes."""
 IMAGE_CHUNKS = 64
 """Most chunks of whole images, in the backward pass; a power of two."""
 IMAGE_CHUNK_PIXELS = 128
@@ -76,7 +80,8 @@ class Layout:
         pools: pooled tensors by (state, operation), likewise.
         positions: which tap won, by state, likewise.
         norms: where every norm's statistics are.
-        moments: partial moments, (chunks, 2, channels), of layers, pools and inputs.
+        moments: partial moments, (chunks, 2, channels), of layers and pools, and of inputs, whose
+            chunks are others, see `input_chunks`.
         sums: partial sums of gradients, likewise; by edge, operation and half, and of inputs.
         reached: room for gradients before the product of layers: second layers of a node have
             their own, first layers one per edge; those of other nodes lie there too, see `rooms`.
@@ -111,7 +116,7 @@ class Layout:
 
     @cached_property
     def chunks(self) -> int:
-        """How many chunks every sum over the batch has."""
+        """How many chunks every sum over the batch has, but for those of `input_chunks`."""
         wanted = min(CHUNKS, max(1, self.pixels(self.plan.inputs) // CHUNK_PIXELS))
         return 1 << (wanted.bit_length() - 1)
 
@@ -123,6 +128,18 @@ class Layout:
     def tiles_per_chunk(self, pixels: int) -> int:
         """Tiles of a chunk."""
         return -(-pixels // (self.tile * self.chunks))
+
+    @cached_property
+    def input_chunks(self) -> int:
+        """How many chunks the preprocessing's moments have.
+
+        Its programs take a chunk each, of all channels of an input, and there is nothing else to
+        cut them by: many more chunks than elsewhere give all multiprocessors several programs.
+        """
+        numbers = self.pixels(0) * max(channels for channels, _, _ in self.sizes)
+        tiles = -(-self.pixels(0) // self.tile)
+        wanted = min(INPUT_CHUNKS, tiles, max(1, numbers // INPUT_CHUNK_NUMBERS))
+        return 1 << (wanted.bit_length() - 1)
 
     @cached_property
     def images(self) -> int:
@@ -250,7 +267,8 @@ class Layout:
         one = 2 * self.chunks * self.plan.mixed_channels
         layers = {key: room.take(one) for edge in self.plan.edges for key in self.layers(edge)}
         pools = {key: room.take(one) for key in self.pooled}
-        inputs = [room.take(2 * self.chunks * self.plan.channels) for _ in self.plan.preprocess]
+        one = 2 * self.input_chunks * self.plan.channels
+        inputs = [room.take(one) for _ in self.plan.preprocess]
         return layers, pools, inputs, room.used
 
     @property

@@ -52,7 +52,8 @@ class Tables(NamedTuple):
         rounds: node by node.
         states: a group without rows for every state.
         normalized: one row for every preprocessed input.
-        candidates: every candidate and bypass of all nodes.
+        candidates: every candidate and bypass of all edges; a power of two for each edge, those
+            that are too many without channels.
         making: tasks of csrc/cuda's forward kernel.
         reaching: of its backward kernel.
     """
@@ -101,7 +102,7 @@ def tables_of(  # noqa: PLR0917 - a key of the cache
         [cell.input(i) for i in range(plan.inputs)],
         [cell.group(state, 0, 0) for state in plan.states],
         [cell.input_sums(i) for i in plan.preprocess_norms],
-        [row for own in rounds for row in own.mixed],
+        _by_edge(len(plan.edges), [row for own in rounds for row in own.mixed]),
     ]
     by_round = [rows for own in rounds for rows in own.lists]
     on_device = iter(upload([*lists, *making.lists, *reaching.lists, *by_round], device))
@@ -118,6 +119,14 @@ def tables_of(  # noqa: PLR0917 - a key of the cache
         made,
         reached,
     )
+
+
+def _by_edge(edges: int, mixed: Sequence[Layer]) -> list[Layer]:
+    """Equally many rows for every edge."""
+    by_edge = [[row for row in mixed if row.edge == edge] for edge in range(edges)]
+    most = max(map(len, by_edge), default=0)
+    length = 1 << max(most - 1, 0).bit_length()
+    return [row for own in by_edge for row in own + [Layer()] * (length - len(own))]
 
 
 class _RoundRows(NamedTuple):

@@ -21,7 +21,7 @@ _TILE = 1024
 """Most numbers of a tile: with twice as many, threads would have to put registers into memory."""
 CHUNKS = 32
 """Most chunks that a sum over the batch is cut into, a power of two."""
-CHUNK_PIXELS = 256
+CHUNK_PIXELS = 128
 """Fewest pixels of a chunk."""
 INPUT_CHUNKS = 256
 """Likewise of the preprocessing, whose norms are few, so that few read these moments."""

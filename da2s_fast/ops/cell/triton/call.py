@@ -59,7 +59,8 @@ class Call:
         weights: flat, in the arithmetic's type.
         states: flat.
         z: flat.
-        moments: flat, float64; None where all statistics are known.
+        moments: flat, float64, of layers and pools; None where all statistics are known.
+        input_moments: likewise, of the preprocessing; None in the backward pass.
         statistics: flat.
         made: counters of csrc/cuda's forward kernel; None where nobody counts.
         eps: of the norms.
@@ -76,6 +77,7 @@ class Call:
     states: Slot
     z: Slot
     moments: Slot | None
+    input_moments: Slot | None
     statistics: Slot
     made: Slot | None
     eps: float
@@ -144,6 +146,11 @@ def by_name(inputs: Sequence[Tensor], p: Tensor, g: Tensor | None) -> dict[Hasha
 def call_of(slots: Mapping[Hashable, Slot], settings: Settings, *, backward: bool) -> Call:
     """What a pass works on, from the slots of its tensors; z has its own if it is not saved."""
     layout, saved = layout_of(*settings.key), slots["saved"]
+    moments, of_inputs = slots.get("moments"), None
+    if moments is not None and not backward:
+        start = layout.input_moments_start
+        of_inputs = moments.narrow(0, start, layout.moments_size - start)
+        moments = moments.narrow(0, 0, start)
     return Call(
         layout,
         tables_of(*settings.key, settings.frozen, backward, saved.device),
@@ -153,7 +160,8 @@ def call_of(slots: Mapping[Hashable, Slot], settings: Settings, *, backward: boo
         saved,
         saved.narrow(0, layout.states_start, layout.states_size),
         slots.get("z") or saved.narrow(0, layout.z_start, layout.z_size),
-        slots.get("moments"),
+        moments,
+        of_inputs,
         slots["statistics"],
         slots.get("made"),
         settings.eps,

@@ -13,6 +13,7 @@ A launch ends where a barrier stands; whoever comes behind it merges the chunks'
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -100,12 +101,12 @@ def _prepare(call: Call) -> None:
     layout, plan, tables = call.layout, call.layout.plan, call.tables
     options = call.products(plan.channels)
     blocks = cdiv(plan.channels, options["BLOCK"])
-    common = {
+    common: dict[str, Any] = {
         "inputs": tuple(call.inputs),
         "strides": call.strides,
         "sizes": call.sizes,
         "scratch": call.z,
-        "moments": call.moments,
+        "moments": call.input_moments,
         "channels": plan.channels,
         **call.area(0),
         "tiles_per_chunk": cdiv(layout.pixels(0), layout.tile * layout.input_chunks),

@@ -283,8 +283,13 @@ class Layout:
 
     @property
     def input_moments(self) -> list[int]:
-        """Of the preprocessing, see the class."""
-        return self._moments[2]
+        """Of the preprocessing, see the class; from the first of them on."""
+        return [place - self.input_moments_start for place in self._moments[2]]
+
+    @property
+    def input_moments_start(self) -> int:
+        """Where they begin, behind all others."""
+        return self._moments[2][0]
 
     @property
     def moments_size(self) -> int:

@@ -49,8 +49,9 @@ struct ReachRoom {
   float* between;       // likewise
   float* tile;
 
-  // Two programs shall fit on a multiprocessor.
-  static constexpr bool kApart = C <= 32;  // `between` and `total` are not the same
+  // Whether `between` and `total` are two rooms. With more channels they are one, which costs two
+  // barriers, for two programs to fit on a multiprocessor.
+  static constexpr bool kApart = C <= 32;
 
   __device__ ReachRoom(char* start, const Reach& call) {
     // Where two programs shall fit, registers do not suffice for addresses that are no constants.
@@ -138,17 +139,22 @@ __device__ __forceinline__ void pull(const Reach& call, const ReachRoom<C>& room
   for_tiles(start, call.height, *room.program, [&](const Tile& tile) {
     if (wanted) load_input(tile);
     load_dz<C>(call, row, room.coefficients, tile, room.program->end, room.dz);
-    if (!room.kApart && wanted) __syncthreads();
-    if (!room.kApart && wanted)
+    __syncthreads();
+    if (wanted)
       depthwise<C, kKernelSize, kDilation, kStride>(room.tile, tile, padding, room.spatial,
                                                     room.between);
-    __syncthreads();
-    if (!room.kApart && wanted) add_products<C>(room.dz, room.between, pixels_of(tile), products);
+    const auto add_own = [&] {
+      if (wanted) add_products<C>(room.dz, room.between, pixels_of(tile), products);
+    };
+    if (!room.kApart) {
+      __syncthreads();
+      add_own();
+    }
     float values[kPixels][4] = {};
     // Where two programs shall fit, registers do not suffice for more than one case.
     product<C, false>(tile, room.dz, room.product, values);
-    float4* own = reinterpret_cast<float4*>(room.total);
     if (!room.kApart) __syncthreads();
+    float4* own = reinterpret_cast<float4*>(room.total);
 #pragma unroll
     for (int j = 0; j < kPixels; ++j)
       if (index_of<C>(j) < pixels_of(tile))
@@ -160,14 +166,8 @@ __device__ __forceinline__ void pull(const Reach& call, const ReachRoom<C>& room
       if (pixel.live) store(call.gradients + row[kReached] + pixel.at * C + c, own[quad_of(j)]);
     }
     if (wanted) {
-      if (room.kApart) {
-        depthwise<C, kKernelSize, kDilation, kStride>(room.tile, tile, padding, room.spatial,
-                                                      room.between);
-        __syncthreads();
-        add_products<C>(room.dz, room.between, pixels_of(tile), products);
-      } else {
-        __syncthreads();
-      }
+      __syncthreads();
+      if (room.kApart) add_own();
       add_taps<C, kKernelSize, kDilation, kStride>(room.tile, tile, padding, room.total, taps);
     }
     // The next tile comes; what was reached is read by other threads.

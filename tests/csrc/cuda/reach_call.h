@@ -69,7 +69,9 @@ struct ReachCall {
 
   // What tasks need in shared memory: layers whose input's tiles have this halo and stride, pools.
   void need_layers(int around, int stride) {
-    need(3 * 4 * cell::kPixels * cell::kThreads + input_of(extents.tile(channels, around, stride)));
+    const int64_t rooms = channels > 32 ? 2 : 3;  // `ReachRoom::kApart`
+    need(rooms * 4 * cell::kPixels * cell::kThreads +
+         input_of(extents.tile(channels, around, stride)));
   }
   void need_pools() {
     const int64_t scratch = 4 * cell::kThreads;  // two doubles per thread

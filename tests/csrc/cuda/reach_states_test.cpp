@@ -130,6 +130,8 @@ DA2S_TEST(cuda_gradients_of_states) {
   FirstLayers<8>(5, 2, {2, 2, 9, 7, 1, 2, 0}).with_given_statistics().run(4).check();
   FirstLayers<4>(3, 2, {2, 3, 6, 8, 2, 2, 1}, 2).run(5).check();
   FirstLayers<4>(7, 1, {2, 1, 11, 6, 1, 1, 0}).run(6).check();
+  FirstLayers<64>(5, 1, {1, 2, 5, 7, 1, 2, 0}, 2).run(7).check();
+  FirstLayers<32>(3, 2, {2, 1, 6, 7, 1, 2, 0}).run(8).check();
 }
 
 DA2S_TEST(cuda_every_missing_barrier_of_states_is_noticed) {

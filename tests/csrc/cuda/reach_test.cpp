@@ -108,6 +108,7 @@ DA2S_TEST(cuda_gradients_of_second_layers) {
   SecondLayer<8>(3, {1, 3, 5, 7, 2, 3, 1}).run(1).check();
   SecondLayer<16>(5, {1, 1, 9, 20, 1, 2, 0}).run(2).check();
   SecondLayer<4>(7, {1, 2, 6, 3, 1, 3, 0, 1}, false).run(3).check();
+  SecondLayer<64>(5, {1, 2, 5, 7, 1, 2, 0}).run(4).check();
 }
 
 DA2S_TEST(cuda_every_missing_barrier_of_gradients_is_noticed) {
@@ -116,6 +117,7 @@ DA2S_TEST(cuda_every_missing_barrier_of_gradients_is_noticed) {
     // Two tiles, with weights that want gradients and without, and the largest kernel.
     return SecondLayer<16>(3, {1, 1, 16, 20, 1, 3, 0}).run(seed).written() +
            SecondLayer<16>(3, {1, 1, 16, 20, 1, 3, 0}, false).run(seed).written() +
+           SecondLayer<64>(3, {1, 1, 9, 7, 1, 3, 0}).run(seed).written() +
            SecondLayer<4>(7, {1, 1, 16, 8, 1, 3, 0}).run(seed).written();
   });
 }

@@ -62,10 +62,10 @@ def test_planted_bugs_are_noticed(device, planted, file, old, new):
         (REACH, "taps - 1 - tap", "(taps - tap) % taps"),
         (REACH, "end < images ? end : images", "end < images ? end : images - 1"),
         # A row's pitch in the place of a pixel's.
-        (PULL, "gradient + pixel.at * pitch + c", "gradient + pixel.at * C * 2 + c"),
-        (REACH_STATES, "const int64_t at = pixel * call.pitch;", "const int64_t at = pixel;"),
+        (PULL, "gradient + at * pitch)", "gradient + at * C * 2)"),
+        (REACH_STATES, "first_of(tile, call)) * call.pitch;", "first_of(tile, call));"),
         # What is there already is forgotten.
-        (COLLECT, "to->x + found.x", "found.x"),
+        (COLLECT, "before.x + found.x", "found.x"),
         # A tap of the next row.
         (PULL, "from[(ky * kDilation * tile.columns + i) * C]", "from[(ky * C + i) * C]"),
     ],

@@ -1,4 +1,4 @@
-"""Tiles for GPUs with little shared memory: compute capability 8.6, 8.9 and 12.0."""
+"""Tiles for GPUs with little shared memory, compute capability 8.6, 8.9 and 12.0, and with much."""
 
 from typing import Any
 
@@ -48,11 +48,29 @@ def test_every_stage_has_a_tile(small, channels, side, reduction):
         assert 0 < arguments["shared"] <= SMALL
 
 
-def test_more_memory_than_measured_changes_nothing(monkeypatch):
-    plan = CellPlan(64, DA2S.primitives, DA2S.nodes, True, ("conv", "conv"))
-    expected = arguments_of(plan, 16, 16)
+@pytest.mark.parametrize(
+    ("channels", "side", "reduction"),
+    [
+        *((*stage, False) for stage in STAGES),
+        *((*stage, True) for stage in STAGES if stage[0] not in (16, 64)),
+    ],
+)
+def test_two_programs_fit_where_there_is_much(monkeypatch, channels, side, reduction):
+    """A multiprocessor has one KB more than a program may have, and takes one for each."""
     monkeypatch.setattr(compiled, "_shared_memory", lambda device: LARGE)
-    assert arguments_of(plan, 16, 16) == expected
+    plan = CellPlan(channels, DA2S.primitives, DA2S.nodes, reduction, ("conv", "conv"))
+    size = side * (2 if reduction else 1)
+    for arguments in arguments_of(plan, size, size):
+        assert 2 * (arguments["shared"] + 1024) <= LARGE + 1024
+
+
+def test_no_tile_has_more_images_than_a_chunk(monkeypatch):
+    """Their numbers would be computed in vain."""
+    monkeypatch.setattr(compiled, "_shared_memory", lambda device: LARGE)
+    plan = CellPlan(16, DA2S.primitives, DA2S.nodes, False, ("conv", "conv"))
+    images = layout_of(tuple(plan.code), 64, ((16, 8, 8),) * 2, True).images
+    # A whole tile has 4.
+    assert arguments_of(plan, 8, 8)[1]["log_images"] == (images - 1).bit_length() < 2
 
 
 @ONE_PLACE

@@ -48,6 +48,7 @@ REACH = CudaKernel("cell_reach", torch.ops.da2s_fast.cell_reach)
 _CHANNELS = (4, 8, 16, 32, 64)
 _COLUMNS, _WARPS, _WARP = 28, 8, 32
 _APART = 32
+"""Most channels with which `REACH` has a room more, see csrc/cuda/cell/reach.cuh."""
 _PROGRAM = 8
 """Numbers of 8 bytes that a program of `REACH` knows of itself."""
 _TURN = 4
@@ -75,9 +76,14 @@ class Tile(NamedTuple):
     log_height: int
     log_images: int
 
+    @property
+    def pixels(self) -> int:
+        """Of the output."""
+        return 1 << sum(self)
+
     def numbers(self, channels: int) -> int:
         """Of z."""
-        return channels << sum(self)
+        return channels * self.pixels
 
     @property
     def half(self) -> Tile:
@@ -116,14 +122,14 @@ def tile_of(
     left = max(0, (_TILE // channels).bit_length() - 1 - log_width)
     log_height = min(left, (height - 1).bit_length())
     tile = Tile(log_width, log_height, min(left - log_height, (images - 1).bit_length()))
-    while tile.log_images + tile.log_height and shared_of(tile) > memory:
+    while tile.pixels > 1 << log_width and shared_of(tile) > memory:
         tile = tile.half
     # Two programs of a multiprocessor hide each other's barriers and loads: worth a larger share of
     # halos, as long as half of the threads have a run of two channels.
     each_of_two = (memory + _RESERVED) // 2 - _RESERVED
-    if tile.numbers(channels) > _THREADS << _RUN:
-        if shared_of(tile) > each_of_two >= shared_of(tile.half):
-            tile = tile.half
+    several = tile.pixels > 1 << log_width and tile.numbers(channels) > _THREADS << _RUN
+    if several and shared_of(tile) > each_of_two >= shared_of(tile.half):
+        tile = tile.half
     return {**tile._asdict(), "shared": shared_of(tile)}
 
 

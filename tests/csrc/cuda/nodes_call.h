@@ -163,8 +163,8 @@ struct NodesCall {
 
   // Numbers of a tile's input.
   int64_t input_of(int halo, int stride) const {
-    const cell::Tile tile =
-        cell::tile_of(channels, extents.log_width(), extents.log_height, extents.log_images, halo, stride);
+    const cell::Tile tile = cell::tile_of(channels, extents.log_width(), extents.log_height,
+                                          extents.log_images, halo, stride);
     return int64_t(cell::input_pixels(tile)) * channels;
   }
 };

@@ -99,8 +99,7 @@ _POOL = Windows(halo=1, taps=0, stride=1)
 
 def tile_of(
     channels: int,
-    height: int,
-    width: int,
+    size: tuple[int, int],
     images: int,
     memory: int,
     shared_of: Callable[[Tile], int],
@@ -112,12 +111,12 @@ def tile_of(
 
     Args:
         channels: of a pixel.
-        height: of an image of the output.
-        width: likewise.
+        size: height and width of an image of the output.
         images: of a chunk.
         memory: bytes that a program may have.
         shared_of: bytes that it needs for a tile.
     """
+    height, width = size
     log_width = max(_RUN, (width - 1).bit_length())
     left = max(0, (_TILE // channels).bit_length() - 1 - log_width)
     log_height = min(left, (height - 1).bit_length())
@@ -160,7 +159,7 @@ def nodes_arguments(layout: Layout, tasks: NodeTasks, device: torch.device) -> d
         "halo": first.halo,
         "second_halo": second.halo,
         "taps": taps,
-        **tile_of(c, *layout.after, images, _shared_memory(device), shared),
+        **tile_of(c, layout.after, images, _shared_memory(device), shared),
         "channels": c,
     }
 
@@ -187,7 +186,7 @@ def reach_arguments(layout: Layout, tasks: ReachTasks, device: torch.device) -> 
         "halo": windows.halo,
         "inner_halo": inner.halo,
         "taps": taps,
-        **tile_of(c, *layout.after, layout.images, _shared_memory(device), shared),
+        **tile_of(c, layout.after, layout.images, _shared_memory(device), shared),
         "channels": c,
     }
 

@@ -75,7 +75,8 @@ class SearchSettings:
         measure_images: images on which the gap is measured after each epoch (at the end: all).
         device: "cpu", "cuda", "cuda:1", ...; by default the GPU where there is one.
         cuda_graph: record the steps as a CUDA graph and replay them: the same numbers without the
-            time between kernels. For GPUs; precision float32 or bfloat16.
+            time between kernels. By default on GPUs, but for precision float16, which cannot be
+            recorded, and second_order.
         seed: of everything random.
 
     Raises:
@@ -113,7 +114,7 @@ class SearchSettings:
     compat: Literal["daas"] | None = None
     measure_images: int = 5000
     device: str | None = None
-    cuda_graph: bool = False
+    cuda_graph: bool | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -175,6 +176,9 @@ class SearchSettings:
             else AUTHORS_LOSS_WEIGHT,
             "device": _default_device(),
         }
+        device = self.device or chosen["device"]
+        recordable = self.precision != "float16" and not self.second_order
+        chosen["cuda_graph"] = device.startswith("cuda") and recordable
         values = dataclasses.asdict(self)
         values |= {key: value for key, value in chosen.items() if values[key] is None}
         values["keep_normal"] = list(keep["normal"])
@@ -213,6 +217,7 @@ class ResolvedSettings(SearchSettings):
     arch_learning_rate: float = 0.0
     loss_weight: float = 0.0
     device: str = ""
+    cuda_graph: bool = False
 
 
 def _batch_size(half: int, largest: int) -> int:

@@ -48,48 +48,46 @@ __device__ void load_scales(const Nodes& call, const int64_t* rows, int candidat
   }
 }
 
-// FactorizedReduce has a row for each half of the channels.
-__device__ __forceinline__ bool has_channel(const int64_t* row, int c) {
-  return c >= row[kColumn] && c < row[kColumn] + row[kCout];
-}
-
-// Ask for 4 channels of a candidate, those from c on, of a thread's pixels, the first of which is
-// pixel `first` of the node; the first that there is takes the place of one that there is not.
+// Add 4 channels of a candidate, those from c on, to those of a thread's pixels, the first of which
+// is pixel `first` of the node.
 template <int C>
-__device__ __forceinline__ void ask_candidate(const Nodes& call, const int64_t* row, int c,
-                                              int first, int count, float4 (&values)[kPixels]) {
-  if (!has_channel(row, c)) return;
+__device__ __forceinline__ void add_candidate(const Nodes& call, const int64_t* row,
+                                              const float* scales, int c, int first, int count,
+                                              float (&sums)[kPixels][4]) {
   const int64_t kind = row[kKind];
+  if (c < row[kColumn] || c >= row[kColumn] + row[kCout]) return;  // FactorizedReduce's halves
   const bool alike = kind == kSkip || kind == kNothing;
   const float* from = (alike ? call.states + row[kSource] : call.z + row[kZ]) + c;
   const int pitch = alike ? call.pitch : C;
-  const bool strided = alike && row[kStride] > 1;
-#pragma unroll
-  for (int j = 0; j < kPixels; ++j) {
-    const int pixel = first + (index_of<C>(j) < count ? index_of<C>(j) : 0);
-    const int64_t at =
-        strided ? strided_pixel(pixel, call.height, call.width, input_of(row)) : pixel;
-    values[j] = *reinterpret_cast<const float4*>(from + at * pitch);
-  }
-}
-
-// Add them to the pixels' sums.
-template <int C>
-__device__ __forceinline__ void add_candidate(const int64_t* row, const float* scales, int c,
-                                              const float4 (&values)[kPixels],
-                                              float (&sums)[kPixels][4]) {
-  if (!has_channel(row, c)) return;
-  const bool nothing = row[kKind] == kNothing;
   const float4 scale = *reinterpret_cast<const float4*>(scales + c);
   const float4 mean = *reinterpret_cast<const float4*>(scales + C + c);
-#pragma unroll
-  for (int j = 0; j < kPixels; ++j) {
-    float4 v = values[j];
-    if (nothing) v = make_float4(v.x * 0, v.y * 0, v.z * 0, v.w * 0);
+  const auto add = [&](int j, float4 v) {
+    if (kind == kNothing) v = make_float4(v.x * 0, v.y * 0, v.z * 0, v.w * 0);
     sums[j][0] += scale.x * (v.x - mean.x);
     sums[j][1] += scale.y * (v.y - mean.y);
     sums[j][2] += scale.z * (v.z - mean.z);
     sums[j][3] += scale.w * (v.w - mean.w);
+  };
+  if (alike && row[kStride] > 1) {
+#pragma unroll
+    for (int j = 0; j < kPixels; ++j) {
+      if (index_of<C>(j) >= count) continue;
+      const int pixel = first + index_of<C>(j);
+      const int64_t at = strided_pixel(pixel, call.height, call.width, input_of(row));
+      add(j, *reinterpret_cast<const float4*>(from + at * pitch));
+    }
+    return;
+  }
+  // Two pixels are on their way before the first is waited for.
+#pragma unroll
+  for (int j = 0; j < kPixels; j += 2) {
+    const float* own = from + int64_t(first + index_of<C>(j)) * pitch;
+    float4 one, other;
+    if (index_of<C>(j) < count) one = *reinterpret_cast<const float4*>(own);
+    if (index_of<C>(j + 1) < count)
+      other = *reinterpret_cast<const float4*>(own + kThreads / kQuads<C> * pitch);
+    if (index_of<C>(j) < count) add(j, one);
+    if (index_of<C>(j + 1) < count) add(j + 1, other);
   }
 }
 
@@ -162,17 +160,9 @@ __device__ __forceinline__ void mix(const Nodes& call, const Room<C>& room, cons
     const int count = smaller(end - first, most);
     __syncthreads();  // the scales are there; what was summed before has gone out
     float sums[kPixels][4] = {};
-    // The next candidate is on its way while one is added.
-    float4 values[kPixels], next[kPixels];
-    if (candidates > 0) ask_candidate<C>(call, rows, c, first, count, next);
 #pragma unroll 1
-    for (int r = 0; r < candidates; ++r) {
-#pragma unroll
-      for (int j = 0; j < kPixels; ++j) values[j] = next[j];
-      if (r + 1 < candidates)
-        ask_candidate<C>(call, rows + (r + 1) * kLayer, c, first, count, next);
-      add_candidate<C>(rows + r * kLayer, scales + r * 2 * C, c, values, sums);
-    }
+    for (int r = 0; r < candidates; ++r)
+      add_candidate<C>(call, rows + r * kLayer, scales + r * 2 * C, c, first, count, sums);
 #pragma unroll
     for (int j = 0; j < kPixels; ++j)
       for (int i = 0; i < 4; ++i)

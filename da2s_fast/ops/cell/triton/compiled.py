@@ -144,8 +144,8 @@ def nodes_arguments(layout: Layout, tasks: NodeTasks, device: torch.device) -> d
     c = layout.plan.mixed_channels
     first, second = tasks.windows, tasks.second_windows
     taps = max(first.taps, second.taps)
-    pixels = layout.tile * layout.tiles_per_chunk(layout.pixels(layout.plan.inputs))
-    images = -(-pixels // prod(layout.after))
+    chunk_pixels = layout.tile * layout.tiles_per_chunk(layout.pixels(layout.plan.inputs))
+    images = -(-chunk_pixels // prod(layout.after))
 
     def shared(tile: Tile) -> int:  # `Room` of csrc/cuda/cell/convolve.cuh
         rows = most_rows(c)
@@ -156,6 +156,7 @@ def nodes_arguments(layout: Layout, tasks: NodeTasks, device: torch.device) -> d
         return 8 * (rows * (2 * c + _COLUMNS) + _TURN) + 4 * singles
 
     return {
+        "chunk_pixels": chunk_pixels,
         "halo": first.halo,
         "second_halo": second.halo,
         "taps": taps,

@@ -14,7 +14,7 @@ def make_nodes(call: Call, length: int, output: Slot | None) -> None:
     if not length:
         return
     area = call.area(plan.inputs)
-    tiles = area.pop("tiles_per_chunk")
+    del area["tiles_per_chunk"]  # here a chunk is so many pixels
     launch(
         compiled.NODES,
         (layout.chunks * length, 1),
@@ -34,7 +34,6 @@ def make_nodes(call: Call, length: int, output: Slot | None) -> None:
         statistics=call.statistics,
         output=output,
         output_strides=output.stride() if output else (0, 0, 0, 0),
-        chunk_pixels=tiles * layout.tile,
         eps=call.eps,
         images=layout.batch,
         chunks=layout.chunks,

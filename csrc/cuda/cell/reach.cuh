@@ -45,13 +45,8 @@ struct ReachRoom {
   float* product;       // (outputs, C)
   float* spatial;       // (taps, C)
   float* dz;            // (pixels of the tile, C)
-  float* total;         // likewise
-  float* between;       // likewise
+  float* between;       // likewise, of depthwise results, then of what the product has reached
   float* tile;
-
-  // Whether `between` and `total` are two rooms. With more channels they are one, which costs two
-  // barriers, for two programs to fit on a multiprocessor.
-  static constexpr bool kApart = C <= 32;
 
   __device__ ReachRoom(char* start, const Reach& call) {
     // Where two programs shall fit, registers do not suffice for addresses that are no constants.
@@ -68,8 +63,7 @@ struct ReachRoom {
     product = shared.take<float>(C * C);
     spatial = shared.take<float>(call.taps * C);
     dz = shared.take<float>(numbers);
-    total = shared.take<float>(numbers);
-    between = kApart ? shared.take<float>(numbers) : total;
+    between = shared.take<float>(numbers);
     tile = shared.take<float>(0);
   }
 };
@@ -143,18 +137,13 @@ __device__ __forceinline__ void pull(const Reach& call, const ReachRoom<C>& room
     if (wanted)
       depthwise<C, kKernelSize, kDilation, kStride>(room.tile, tile, padding, room.spatial,
                                                     room.between);
-    const auto add_own = [&] {
-      if (wanted) add_products<C>(room.dz, room.between, pixels_of(tile), products);
-    };
-    if (!room.kApart) {
-      __syncthreads();
-      add_own();
-    }
+    __syncthreads();
+    if (wanted) add_products<C>(room.dz, room.between, pixels_of(tile), products);
     float values[kPixels][4] = {};
     // Where two programs shall fit, registers do not suffice for more than one case.
     product<C, false>(tile, room.dz, room.product, values);
-    if (!room.kApart) __syncthreads();
-    float4* own = reinterpret_cast<float4*>(room.total);
+    __syncthreads();
+    float4* own = reinterpret_cast<float4*>(room.between);
 #pragma unroll
     for (int j = 0; j < kPixels; ++j)
       if (index_of<C>(j) < pixels_of(tile))
@@ -167,8 +156,7 @@ __device__ __forceinline__ void pull(const Reach& call, const ReachRoom<C>& room
     }
     if (wanted) {
       __syncthreads();
-      if (room.kApart) add_own();
-      add_taps<C, kKernelSize, kDilation, kStride>(room.tile, tile, padding, room.total, taps);
+      add_taps<C, kKernelSize, kDilation, kStride>(room.tile, tile, padding, room.between, taps);
     }
     // The next tile comes; what was reached is read by other threads.
     __syncthreads();

@@ -69,9 +69,7 @@ struct ReachCall {
 
   // What tasks need in shared memory: layers whose input's tiles have this halo and stride, pools.
   void need_layers(int around, int stride) {
-    const int64_t rooms = channels > 32 ? 2 : 3;  // `ReachRoom::kApart`
-    need(rooms * 4 * cell::kPixels * cell::kThreads +
-         input_of(extents.tile(channels, around, stride)));
+    need(2 * 4 * cell::kPixels * cell::kThreads + input_of(extents.tile(channels, around, stride)));
   }
   void need_pools() {
     const int64_t scratch = 4 * cell::kThreads;  // two doubles per thread
@@ -176,8 +174,10 @@ struct ReachCall {
     products = channels;
   }
   int64_t bytes() const {
+    // Gradients of weights, where there are layers.
+    const int64_t parts = taps > 0 ? std::max(16, taps) * cell::kThreads : 0;
     return 8 * (2 * channels + cell::kLayer + cell::kGroup + 1) + sizeof(cell::Program) +
-           4 * (channels * (4 + 2 + 2 * cell::kWarps + products + taps) + room);
+           4 * (channels * (4 + 2 + 2 * cell::kWarps + products + taps) + std::max(room, parts));
   }
 
   int64_t products = 0, room = 0;

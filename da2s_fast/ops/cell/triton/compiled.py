@@ -47,8 +47,6 @@ REACH = CudaKernel("cell_reach", torch.ops.da2s_fast.cell_reach)
 # As in csrc/cuda/cell/table.cuh and tile.cuh.
 _CHANNELS = (4, 8, 16, 32, 64)
 _COLUMNS, _WARPS, _WARP = 28, 8, 32
-_APART = 32
-"""Most channels with which `REACH` has a room more, see csrc/cuda/cell/reach.cuh."""
 _PROGRAM = 8
 """Numbers of 8 bytes that a program of `REACH` knows of itself."""
 _TURN = 4
@@ -175,8 +173,7 @@ def reach_arguments(layout: Layout, tasks: ReachTasks, device: torch.device) -> 
         weights = (c + taps) * c
         small = c * (4 + 2 + 2 * _WARPS)
         numbers = tile.numbers(c) if c > 16 else _TILE
-        rooms = 3 if c <= _APART else 2
-        room = rooms * numbers + max(_input_of(tile, windows, c), _input_of(tile, inner, c))
+        room = 2 * numbers + max(_input_of(tile, windows, c), _input_of(tile, inner, c))
         pools = 2 * _input_of(tile, _POOL, c)  # `collect_pool` of csrc/cuda/cell/collect.cuh
         # `write_products` and `write_taps` of csrc/cuda/cell/pull.cuh; `coefficients` needs less.
         parts = max(16, taps) * _THREADS

@@ -21,8 +21,8 @@ _TILE = 1024
 """Most numbers of a tile: with twice as many, threads would have to put registers into memory."""
 CHUNKS = 32
 """Most chunks that a sum over the batch is cut into, a power of two."""
-CHUNK_PIXELS = 128
-"""Fewest pixels of a chunk."""
+CHUNK_PIXELS, CHUNK_NUMBERS = 256, 8192
+"""Fewest pixels of a chunk, or so many that a candidate has these numbers of them."""
 INPUT_CHUNKS = 256
 """Likewise of the preprocessing, whose norms are few, so that few read these moments."""
 INPUT_CHUNK_NUMBERS = 8192
@@ -117,7 +117,8 @@ class Layout:
     @cached_property
     def chunks(self) -> int:
         """How many chunks every sum over the batch has, but for those of `input_chunks`."""
-        wanted = min(CHUNKS, max(1, self.pixels(self.plan.inputs) // CHUNK_PIXELS))
+        fewest = max(1, min(CHUNK_PIXELS, CHUNK_NUMBERS // self.plan.mixed_channels))
+        wanted = min(CHUNKS, max(1, self.pixels(self.plan.inputs) // fewest))
         return 1 << (wanted.bit_length() - 1)
 
     @property

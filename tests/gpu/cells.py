@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from da2s_fast.ops.cell.plan import CellPlan
-from da2s_fast.ops.cell.triton import backward, ends, forward, layout
+from da2s_fast.ops.cell.triton import backward, ends, forward, layout, tiling
 from da2s_fast.ops.cell.triton.tables import tables_of
 from tests.ops.cell_cases import BOTH, FEW, NAS_BENCH_201, PLANS, Case, as_results
 from tests.ops.cell_cases import evaluate as evaluate_reference
@@ -34,8 +34,8 @@ def tiles_of(pixels: int) -> Iterator[None]:
     caches = layout.layout_of, tables_of
     with pytest.MonkeyPatch.context() as patch:
         for name in ("PIXELS", "CHUNK_PIXELS", "IMAGE_CHUNK_PIXELS"):
-            patch.setattr(layout, name, pixels)
-        patch.setattr(layout, "INPUT_CHUNK_NUMBERS", 1)
+            patch.setattr(tiling, name, pixels)
+        patch.setattr(tiling, "INPUT_CHUNK_NUMBERS", 1)
         patch.setattr(ends, "ENOUGH_PROGRAMS", 1)
         patch.setattr(ends, "_ADDED_CHUNKS", 1)
         for driver, name in ((forward, "_MERGED"), (ends, "_SUMMED")):

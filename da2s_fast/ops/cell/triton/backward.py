@@ -39,9 +39,10 @@ from da2s_fast.ops.cell.triton import compiled
 from da2s_fast.ops.cell.triton.call import Call, Settings, by_name, call_of, cdiv, settings_of
 from da2s_fast.ops.cell.triton.ends import Collected, finish, leave, power_of_two
 from da2s_fast.ops.cell.triton.forward import layers_again
-from da2s_fast.ops.cell.triton.layout import ENOUGH_SMALL_PROGRAMS, layout_of
+from da2s_fast.ops.cell.triton.layout import layout_of
 from da2s_fast.ops.cell.triton.packs import Rows
 from da2s_fast.ops.cell.triton.tables import Round
+from da2s_fast.ops.cell.triton.tiling import ENOUGH_SMALL_PROGRAMS
 
 
 def cell_backward(  # noqa: PLR0917 - the schema's arguments

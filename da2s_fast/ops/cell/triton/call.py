@@ -13,8 +13,9 @@ from torch import Tensor
 from da2s_fast.kernels.schedule import Slot
 from da2s_fast.ops._triton import precision_of
 from da2s_fast.ops.cell.triton import compiled
-from da2s_fast.ops.cell.triton.layout import Layout, block_of, layout_of
+from da2s_fast.ops.cell.triton.layout import Layout, layout_of
 from da2s_fast.ops.cell.triton.tables import Tables, tables_of
+from da2s_fast.ops.cell.triton.tiling import block_of
 
 
 class Settings(NamedTuple):

@@ -11,7 +11,7 @@ from da2s_fast.kernels.launch import launch
 from da2s_fast.kernels.schedule import Slot
 from da2s_fast.ops._triton import launched_as
 from da2s_fast.ops.cell.triton.call import Call, cdiv
-from da2s_fast.ops.cell.triton.layout import ENOUGH_PROGRAMS, block_of
+from da2s_fast.ops.cell.triton.tiling import ENOUGH_PROGRAMS, block_of
 
 # What a program of `finish` reads at once: of so many chunks at most, so many numbers together;
 # of sums for the mixture so many.

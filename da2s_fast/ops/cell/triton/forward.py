@@ -27,15 +27,11 @@ from da2s_fast.ops._layout import memory_format_of
 from da2s_fast.ops._triton import launched_as, rounds_to_tf32
 from da2s_fast.ops.cell.operator import accumulation_dtype
 from da2s_fast.ops.cell.triton.call import Call, Settings, by_name, call_of, cdiv, settings_of
-from da2s_fast.ops.cell.triton.layout import (
-    ENOUGH_PROGRAMS,
-    TF32_MARK,
-    block_of,
-    layout_of,
-)
+from da2s_fast.ops.cell.triton.layout import TF32_MARK, layout_of
 from da2s_fast.ops.cell.triton.nodes import make_nodes
 from da2s_fast.ops.cell.triton.packs import Rows
 from da2s_fast.ops.cell.triton.tables import Round
+from da2s_fast.ops.cell.triton.tiling import ENOUGH_PROGRAMS, block_of
 
 _MERGED = 1024
 """Numbers of moments that `settle` reads at once: with more it would have more registers."""

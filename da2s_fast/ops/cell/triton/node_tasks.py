@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 from da2s_fast.kernels.cell.rows import BYPASS, Layer, Mix, Pack, Work
 from da2s_fast.ops.cell.triton.cell_rows import CellRows
-from da2s_fast.ops.cell.triton.layout import ENOUGH_PROGRAMS
 from da2s_fast.ops.cell.triton.packs import POOL_KINDS, Rows, Windows, windows_of
 from da2s_fast.ops.cell.triton.tasks import Count, TaskList, of_state
+from da2s_fast.ops.cell.triton.tiling import ENOUGH_PROGRAMS
 
 _TILE = 4096
 """Numbers that a program mixes at a time."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from da2s_fast.kernels.cell import rows
 from da2s_fast.kernels.cell.rows import Layer, Pack
-from da2s_fast.ops.cell.triton.layout import ENOUGH_PROGRAMS
+from da2s_fast.ops.cell.triton.tiling import ENOUGH_PROGRAMS
 
 POOL_KINDS = (rows.MAXIMUM.value, rows.AVERAGE.value)
 _SECTOR = 4  # numbers

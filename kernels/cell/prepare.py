@@ -168,7 +168,11 @@ def input_norm(
     row, statistics, moments, channel, known, width, pixels, chunk_pixels, EPS: tl.constexpr,
     CHUNKS: tl.constexpr, AT_ONCE: tl.constexpr,
 ):  # fmt: skip
-    """Return mean and 1 / sqrt(variance + eps) of an input's norm, see `common.norm`."""
+    """Return mean and 1 / sqrt(variance + eps) of an input's norm, see `common.norm`.
+
+    An input has more chunks than registers hold at once: AT_ONCE are merged at a time. `norm`
+    cannot do so without the sizes of each step, of which `mix` then spills.
+    """
     at = statistics + tl.load(row + PART_STATISTICS) + channel
     if tl.load(row + PART_FROZEN) != 0:
         mean = tl.load(at, mask=known, other=0.0)

@@ -18,6 +18,7 @@ from da2s_fast.search.session import SearchSession
 from da2s_fast.search.settings import SearchSettings
 from da2s_fast.terminal import progress_bar
 from da2s_fast.train import derived_size
+from da2s_fast.wording import counted
 
 logger = logging.getLogger("da2s_fast")
 
@@ -100,18 +101,18 @@ def _with_progress(
 ) -> SearchResult:
     settings = session.settings
     logger.info(
-        "%s on %s in the %s space: %d epochs, %d cells, %d channels, seed %d, %s",
+        "%s on %s in the %s space: %s, %s, %s, seed %d, %s",
         settings.method,
         session.data,
         settings.space,
-        settings.epochs,
-        settings.cells,
-        settings.channels,
+        counted(settings.epochs, "epoch"),
+        counted(settings.cells, "cell"),
+        counted(settings.channels, "channel"),
         settings.seed,
         settings.device,
     )
     if history:
-        logger.info("%d of %d epochs are done", len(history), settings.epochs)
+        logger.info("%d of %s done", len(history), counted(settings.epochs, "epoch"))
     if len(history) < settings.epochs:
         expected = forecast(session)
         left = expected.seconds * (1 - len(history) / settings.epochs)

@@ -208,7 +208,7 @@ def test_retrain_learns_the_found_network_and_says_how_to_use_it(
     assert summary["genotype"] == (folder / RUN / "genotype.txt").read_text().strip()
     assert f"da2s predict {TRAINED}" in trained.stdout
     first, *_ = trained.stderr.splitlines()
-    size = "2 epochs of 20 images a step, 3 cells, 4 channels"
+    size = "2 epochs, 20 images a step, 3 cells, 4 channels"
     assert first == f"training on digits (200 images of 8x8): {size}, seed 0, cpu"
     assert "epoch 2/2" in trained.stderr
     assert {c for c in trained.stdout + trained.stderr if ord(c) < 32} == {"\n"}
@@ -273,7 +273,7 @@ def test_retrain_reads_a_genotype_file_and_goes_on_with_a_training(
     model = (TRAINED / "model.pt").read_bytes()
     (TRAINED / "model.pt").unlink()
     assert main(["retrain", "--resume", str(TRAINED)]) == 0
-    assert "2 of 2 epochs are done" in capsys.readouterr().err
+    assert "2 of 2 epochs done" in capsys.readouterr().err
     assert len((TRAINED / "model.pt").read_bytes()) == len(model)
     genotype = RUN / "genotype.txt"
     out = run_here(capsys, "retrain", genotype, *TINY_TRAINING, "--epochs=1", "--seed=3")

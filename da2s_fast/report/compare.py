@@ -26,6 +26,7 @@ from da2s_fast.report.plots import Line, plot_lines
 from da2s_fast.report.retrained import idle_trainings, is_retraining, retrained_accuracy
 from da2s_fast.report.run import RunRecord, load_run
 from da2s_fast.report.style import SLOTS
+from da2s_fast.wording import counted
 
 _SEED = "seed"
 _NO_MATTER = (_SEED, "device")  # settings in which runs of one group may differ
@@ -116,7 +117,7 @@ class Group:
     def counted(self) -> str:
         """``3 seeds``, or ``3 runs of 2 seeds`` where a seed was run twice."""
         seeds, runs = len({row.seed for row in self.rows}), len(self.rows)
-        text = f"{seeds} seed{'s' * (seeds != 1)}"
+        text = counted(seeds, "seed")
         return text if seeds == runs else f"{runs} runs of {text}"
 
     def spread(self, key: str) -> Spread:

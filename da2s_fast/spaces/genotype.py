@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from da2s_fast.errors import UserError
 from da2s_fast.nn.topology import CellTopology
 from da2s_fast.spaces.genotype_parser import parse_genotype
+from da2s_fast.wording import counted
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Genotype:
         if unpaired is not None:
             kind, state, count = unpaired
             raise UserError(
-                f"node {state} of the {kind} cell has {count} edge{'s' * (count != 1)}, but DARTS "
+                f"node {state} of the {kind} cell has {counted(count, 'edge')}, but DARTS "
                 "text assumes two per node; keep the form str(genotype) gives"
             )
         fields = [

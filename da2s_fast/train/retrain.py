@@ -26,6 +26,7 @@ from da2s_fast.train.model_file import DerivedModel, ModelInfo, save_model
 from da2s_fast.train.run_settings import create_run, read_genotype, read_settings
 from da2s_fast.train.session import RetrainSession
 from da2s_fast.train.settings import RetrainSettings
+from da2s_fast.wording import counted
 
 logger = logging.getLogger("da2s_fast")
 
@@ -118,17 +119,17 @@ def _run(
         progress_bar("retrain", shown=progress) as on_step,
     ):
         logger.info(
-            "training on %s: %d epochs of %d images a step, %d cells, %d channels, seed %d, %s",
+            "training on %s: %s, %s a step, %s, %s, seed %d, %s",
             session.data,
-            session.epochs,
-            session.loader.batch_size,
-            session.info.cells,
-            session.info.channels,
+            counted(session.epochs, "epoch"),
+            counted(session.loader.batch_size, "image"),
+            counted(session.info.cells, "cell"),
+            counted(session.info.channels, "channel"),
             session.settings.seed,
             session.device,
         )
         if history:
-            logger.info("%d of %d epochs are done", len(history), session.epochs)
+            logger.info("%d of %s done", len(history), counted(session.epochs, "epoch"))
         _run_epochs(session, folder, history, lambda done: on_step(done, total))
         return _finish(session, folder, history)
 

@@ -68,7 +68,11 @@ def test_other_output_channels(out):
 )
 def test_random_shapes(shape, out, kernel, stride):
     k, dilation = kernel
-    check(make_case(shape, out, k, stride, dilation))
+    case = make_case(shape, out, k, stride, dilation)
+    results = evaluate(reference, case).values()
+    # Of a few numbers the largest rounding error is luck, and eager PyTorch's may be none.
+    few = min(result.numel() for result in results) < 10
+    check(case.to(torch.float64) if few else case)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5, 8, 21])

@@ -3,11 +3,10 @@
 import pytest
 
 from benchmarks.cases import all_rows
-from benchmarks.compiled import WHOLE, compile_notes, compiled_jobs
+from benchmarks.compiled import WHOLE, compiled_jobs, results_and_compile_times
 from benchmarks.measure import DEVICES
 from benchmarks.modules import Derived
 from benchmarks.rounds import check_and_measure
-from benchmarks.tables import results_table
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -16,6 +15,4 @@ def bench_derived_network(benchmark, options, publish, device):
     with compiled_jobs(options, case, WHOLE, device) as rivals:
         found = check_and_measure(benchmark, options, case, all_rows(case), device, rivals)
     title = f"derived network (DARTS V2), C={case.channels}, L={case.cells}, 32x32"
-    table = results_table(f"{title}, batch {options.batch}, {device}", found)
-    table.notes += compile_notes(found)
-    publish(table)
+    publish(results_and_compile_times(f"{title}, batch {options.batch}, {device}", found))

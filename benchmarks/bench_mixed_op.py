@@ -3,11 +3,10 @@
 import pytest
 
 from benchmarks.cases import all_rows
-from benchmarks.compiled import WHOLE, compile_notes, compiled_jobs
+from benchmarks.compiled import WHOLE, compiled_jobs, results_and_compile_times
 from benchmarks.measure import DEVICES
 from benchmarks.modules import Edge
 from benchmarks.rounds import check_and_measure
-from benchmarks.tables import results_table
 
 SIZES = {16: 32, 32: 16, 64: 8}  # channels and image size of the three stages
 
@@ -16,10 +15,9 @@ SIZES = {16: 32, 32: 16, 64: 8}  # channels and image size of the three stages
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("channels", SIZES)
 def bench_mixed_op(benchmark, options, publish, channels, stride, device):  # noqa: PLR0917
-    case = Edge(channels, stride, SIZES[channels])
+    size = SIZES[channels]
+    case = Edge(channels, stride, size)
     with compiled_jobs(options, case, WHOLE, device) as rivals:
         found = check_and_measure(benchmark, options, case, all_rows(case), device, rivals)
-    title = f"MixedOp, 8 operations, C={channels}, {SIZES[channels]}x{SIZES[channels]}"
-    table = results_table(f"{title}, stride {stride}, batch {options.batch}, {device}", found)
-    table.notes += compile_notes(found)
-    publish(table)
+    title = f"MixedOp, 8 operations, C={channels}, {size}x{size}, stride {stride}"
+    publish(results_and_compile_times(f"{title}, batch {options.batch}, {device}", found))

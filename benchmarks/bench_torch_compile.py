@@ -6,11 +6,10 @@ A network of three cells is compiled in the time that takes too long for eight.
 import pytest
 
 from benchmarks.cases import EAGER, our_rows
-from benchmarks.compiled import BY_CELL, compile_notes, compiled_jobs
+from benchmarks.compiled import BY_CELL, compiled_jobs, results_and_compile_times
 from benchmarks.measure import DEVICES
 from benchmarks.networks import DA2S, PC_DARTS, SHORT, TITLES
 from benchmarks.rounds import check_and_measure
-from benchmarks.tables import results_table
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -21,6 +20,5 @@ def bench_torch_compile(benchmark, options, publish, case, device):
     rows = [EAGER, *our_rows(case)]
     with compiled_jobs(options, case, BY_CELL, device) as rivals:
         found = check_and_measure(benchmark, options, case, rows, device, rivals)
-    table = results_table(f"torch.compile: {TITLES[case]}, batch {options.batch}, {device}", found)
-    table.notes += compile_notes(found)
-    publish(table)
+    title = f"torch.compile: {TITLES[case]}"
+    publish(results_and_compile_times(f"{title}, batch {options.batch}, {device}", found))

@@ -17,7 +17,7 @@ from benchmarks.process import announce
 from benchmarks.results import Measurement
 from benchmarks.rounds import Job
 from benchmarks.subject import Subject
-from benchmarks.tables import seconds
+from benchmarks.tables import Table, results_table, seconds
 
 WHOLE = Row("torch.compile", "eager")
 BY_CELL = Row("torch.compile per cell", "eager")
@@ -81,10 +81,12 @@ def compiled_jobs(options: Any, case: Case, row: Row, device: str) -> Iterator[l
         yield [Job(case, row, options.batch, device, build=build, limit=options.compile_limit)]
 
 
-def compile_notes(found: Measurement) -> list[str]:
-    """How long compiling took, where it ended."""
-    return [
+def results_and_compile_times(title: str, found: Measurement) -> Table:
+    """`results_table`, and below it how long compiling took, where it ended."""
+    table = results_table(title, found)
+    table.notes += [
         f"{name}: {seconds(result.prepared.seconds - result.median)} to compile, in the first step"
         for name in (WHOLE.name, BY_CELL.name)
         if (result := found.result(name)) and result.prepared
     ]
+    return table

@@ -1,20 +1,15 @@
 import functools
 import math
-import os
-import subprocess
-import sys
 from importlib import import_module
-from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from da2s_fast.backends import build_info
 from da2s_fast.errors import UserError
 from da2s_fast.ops import discretization_loss, edge_strength, operation_strength
-from tests.conditions import compiled_whole
+from tests.conditions import compiled_whole, run_with_instruction_set
 from tests.ops.compare import Mismatch, assert_as_accurate
 
 fused = functools.partial(discretization_loss, backend="cpu")
@@ -275,21 +270,11 @@ def test_random_cases(seed, edges, data):
 def run_everywhere():
     for dtype in (torch.float32, torch.float64):
         check(*make_parameters(dtype=dtype))
-    print(build_info()["instruction_set"])
 
 
 def test_portable():
-    command = "from tests.ops.test_discretization_loss import run_everywhere; run_everywhere()"
-    run = subprocess.run(
-        [sys.executable, "-c", command],
-        cwd=Path(__file__).parents[2],
-        env=os.environ | {"DA2S_ISA": "portable"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.strip() == "portable"
+    code = "from tests.ops.test_discretization_loss import run_everywhere; run_everywhere()"
+    run_with_instruction_set("portable", code)
 
 
 def swapped_keep(alphas, betas, *, keep, **arguments):

@@ -8,6 +8,7 @@
 #pragma once
 
 #include "candidate_sums.cuh"
+#include "reach_inner.cuh"
 #include "reach_states.cuh"
 #include "task.cuh"
 

@@ -5,32 +5,42 @@
 
 namespace da2s_fast::cell {
 
+// Of each image of a tile.
+struct Rows {
+  int first;
+  int end;
+};
+
 // A thread sums kRun neighbouring outputs of two channels in registers, row by row of the kernel:
 // an input is read once per row, both channels at once, and used for every output whose window
-// holds it. `weights` are (taps, C), `between` (pixels of the tile, C). The lanes of a warp take
-// channels, then rows.
-template <int C, int kKernel, int kDilation, int kStride>
+// holds it. `weights` are (taps, C), `between` (pixels of the tile, C). kTurned: with the kernel
+// turned around, and of the rows only those that are wanted. The lanes of a warp take channels,
+// then rows.
+template <int C, int kKernel, int kDilation, int kStride, bool kTurned = false>
 __device__ __forceinline__ void depthwise(const float* shared, const Tile& tile, int padding,
-                                          const float* weights, float* between) {
+                                          const float* weights, float* between, Rows wanted = {}) {
+  const int thread = this_thread();
   constexpr int kReach = (kRun - 1) * kStride + (kKernel - 1) * kDilation + 1;
   constexpr int kPairs = C / 2;
-  const int pair = threadIdx.x % kPairs;
+  const int pair = thread % kPairs;
   const int log_lines = tile.log_height + tile.log_images;
-  for (int unit = threadIdx.x / kPairs; unit < pixels_of(tile) / kRun; unit += kThreads / kPairs) {
+  for (int unit = thread / kPairs; unit < pixels_of(tile) / kRun; unit += kThreads / kPairs) {
     const int line = unit & ((1 << log_lines) - 1);
     const int x = (unit >> log_lines) * kRun;
     const int image = line >> tile.log_height, y = line & ((1 << tile.log_height) - 1);
+    if (kTurned && (y < wanted.first || y >= wanted.end)) continue;
     const int row = image * tile.rows + y * kStride + tile.halo - padding;
     const int column = x * kStride + tile.halo - padding;
     const float2* from =
         reinterpret_cast<const float2*>(shared) + (row * tile.columns + column) * kPairs + pair;
     const float2* taps = reinterpret_cast<const float2*>(weights) + pair;
+    if (kTurned) taps += (kKernel * kKernel - 1) * kPairs;
     float2 sums[kRun] = {};
 #pragma unroll 1
     for (int ky = 0; ky < kKernel; ++ky) {
       float2 w[kKernel];
 #pragma unroll
-      for (int k = 0; k < kKernel; ++k) w[k] = taps[k * kPairs];
+      for (int k = 0; k < kKernel; ++k) w[k] = taps[(kTurned ? -k : k) * kPairs];
 #pragma unroll
       for (int i = 0; i < kReach; ++i) {
         const float2 v = from[i * kPairs];
@@ -43,7 +53,7 @@ __device__ __forceinline__ void depthwise(const float* shared, const Tile& tile,
         }
       }
       from += kDilation * tile.columns * kPairs;
-      taps += kKernel * kPairs;
+      taps += (kTurned ? -kKernel : kKernel) * kPairs;
     }
     float2* to =
         reinterpret_cast<float2*>(between) + ((line << tile.log_width) + x) * kPairs + pair;

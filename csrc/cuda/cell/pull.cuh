@@ -48,21 +48,22 @@ struct Reach {
 template <int C>
 __device__ __forceinline__ void coefficients(const Reach& call, const int64_t* row, float* to,
                                              double* scratch) {
+  const int thread = this_thread();
   constexpr int kParts = kThreads / C;
-  const int c = threadIdx.x % C;
+  const int c = thread % C;
   if (row[kStatistics] >= 0 && row[kFrozen] == 0) {
     double gradients = 0, products = 0;
     const double* sums = call.sums + row[kSums] + c;
 #pragma unroll 4
-    for (int chunk = threadIdx.x / C; chunk < call.chunks; chunk += kParts) {
+    for (int chunk = thread / C; chunk < call.chunks; chunk += kParts) {
       gradients += sums[chunk * 2 * C];
       products += sums[(chunk * 2 + 1) * C];
     }
-    scratch[threadIdx.x] = gradients;
-    scratch[kThreads + threadIdx.x] = products;
+    scratch[thread] = gradients;
+    scratch[kThreads + thread] = products;
   }
   __syncthreads();
-  if (threadIdx.x >= C) return;
+  if (thread >= C) return;
   float scale = 1, mean = 0, shift = 0, slope = 0;
   const int64_t edge = row[kEdge], place = row[kStatistics];
   if (edge >= 0) {
@@ -113,9 +114,11 @@ __device__ Pixel pixel_before(int end, int j, const Tile& tile, const Reach& cal
   return pixel;
 }
 
-// A pixel of the tile that there is, to be read in the place of those that there are not.
-__device__ __forceinline__ int64_t first_of(const Tile& tile, const Reach& call) {
-  return (int64_t(tile.image) * call.height + tile.top) * call.width;
+// Where a pixel is; where there is none, one of the tile that there is, to be read in its place.
+__device__ __forceinline__ int64_t place_of(const Pixel& pixel, const Tile& tile,
+                                            const Reach& call) {
+  const int top = tile.top > 0 ? tile.top : 0;
+  return pixel.live ? pixel.at : (int64_t(tile.image) * call.height + top) * call.width;
 }
 
 // dz of a tile, (pixels, C), 0 where there is no pixel. Some of what a thread needs is on its way
@@ -124,7 +127,7 @@ template <int C>
 __device__ __forceinline__ void load_dz(const Reach& call, const int64_t* row,
                                         const float* coefficients, const Tile& tile, int end,
                                         float* to) {
-  const int c = threadIdx.x % kQuads<C> * 4;
+  const int thread = this_thread(), c = thread % kQuads<C> * 4;
   const bool given = is_given(row);
   const float *gradient = call.gradients + row[kGradient] + c, *outputs = call.z + row[kZ] + c;
   const int pitch = static_cast<int>(row[kGradientPitch]);
@@ -136,7 +139,7 @@ __device__ __forceinline__ void load_dz(const Reach& call, const int64_t* row,
 #pragma unroll
     for (int j = 0; j < kAtOnce; ++j) {
       const Pixel pixel = pixel_before<C>(end, first + j, tile, call);
-      const int64_t at = pixel.live ? pixel.at : first_of(tile, call);
+      const int64_t at = place_of(pixel, tile, call);
       live |= unsigned(pixel.live) << j;
       g[j] = *reinterpret_cast<const float4*>(gradient + at * pitch);
       z[j] = *reinterpret_cast<const float4*>(outputs + at * C);
@@ -145,9 +148,9 @@ __device__ __forceinline__ void load_dz(const Reach& call, const int64_t* row,
 #pragma unroll
     for (int j = 0; j < kAtOnce; ++j)
       if (index_of<C>(first + j) < pixels_of(tile))
-        reinterpret_cast<float4*>(to)[quad_of(first + j)] =
-            live >> j & 1 ? before_norm<C>(coefficients + c, given, g[j], z[j])
-                          : make_float4(0, 0, 0, 0);
+        quad_of(to, thread, first + j) = live >> j & 1
+                                             ? before_norm<C>(coefficients + c, given, g[j], z[j])
+                                             : make_float4(0, 0, 0, 0);
   }
 }
 
@@ -156,10 +159,11 @@ __device__ __forceinline__ void load_dz(const Reach& call, const int64_t* row,
 template <int C>
 __device__ __forceinline__ void add_products(const float* dz, const float* between, int pixels,
                                              float (&sums)[4][4]) {
+  const int thread = this_thread();
   constexpr int kParts = kQuads<C> * kQuads<C>;
-  const int out = threadIdx.x % kParts / kQuads<C>, in = threadIdx.x % kQuads<C>;
+  const int out = thread % kParts / kQuads<C>, in = thread % kQuads<C>;
 #pragma unroll(C > 16 ? 1 : 2)
-  for (int p = threadIdx.x / kParts; p < pixels; p += kThreads / kParts) {
+  for (int p = thread / kParts; p < pixels; p += kThreads / kParts) {
     const float4 g = reinterpret_cast<const float4*>(dz)[p * kQuads<C> + out];
     const float4 v = reinterpret_cast<const float4*>(between)[p * kQuads<C> + in];
     const float gs[4] = {g.x, g.y, g.z, g.w}, vs[4] = {v.x, v.y, v.z, v.w};
@@ -174,11 +178,12 @@ __device__ __forceinline__ void add_products(const float* dz, const float* betwe
 template <int C>
 __device__ __forceinline__ void write_products(const float (&sums)[4][4], float* shared,
                                                float* to) {
+  const int thread = this_thread();
   constexpr int kParts = kQuads<C> * kQuads<C>;
 #pragma unroll
-  for (int i = 0; i < 16; ++i) shared[i * kThreads + threadIdx.x] = sums[i / 4][i % 4];
+  for (int i = 0; i < 16; ++i) shared[i * kThreads + thread] = sums[i / 4][i % 4];
   __syncthreads();
-  for (int i = threadIdx.x; i < C * C; i += kThreads) {
+  for (int i = thread; i < C * C; i += kThreads) {
     const int out = i / C, in = i % C;
     const float* from = shared + (out % 4 * 4 + in % 4) * kThreads + out / 4 * kQuads<C> + in / 4;
     float sum = 0;
@@ -193,11 +198,12 @@ template <int C, int kKernelSize, int kDilation, int kStride>
 __device__ __forceinline__ void add_taps(const float* shared, const Tile& tile, int padding,
                                          const float* total,
                                          float (&sums)[kKernelSize * kKernelSize]) {
+  const int thread = this_thread();
   constexpr int kReach = (kRun - 1) * kStride + (kKernelSize - 1) * kDilation + 1;
-  const int c = threadIdx.x % C;
+  const int c = thread % C;
   const int log_lines = tile.log_height + tile.log_images;
 #pragma unroll 1
-  for (int unit = threadIdx.x / C; unit < pixels_of(tile) / kRun; unit += kThreads / C) {
+  for (int unit = thread / C; unit < pixels_of(tile) / kRun; unit += kThreads / C) {
     const int line = unit & ((1 << log_lines) - 1);
     const int x = (unit >> log_lines) * kRun;
     const int image = line >> tile.log_height, y = line & ((1 << tile.log_height) - 1);
@@ -228,16 +234,16 @@ __device__ __forceinline__ void add_taps(const float* shared, const Tile& tile, 
 // per thread.
 template <int C, int kTaps>
 __device__ __forceinline__ void write_taps(const float (&sums)[kTaps], float* shared, float* to) {
+  const int thread = this_thread();
 #pragma unroll
-  for (int tap = 0; tap < kTaps; ++tap) shared[tap * kThreads + threadIdx.x] = sums[tap];
+  for (int tap = 0; tap < kTaps; ++tap) shared[tap * kThreads + thread] = sums[tap];
   __syncthreads();
-  for (int i = threadIdx.x; i < kTaps * C; i += kThreads) {
+  for (int i = thread; i < kTaps * C; i += kThreads) {
     const int tap = i / C, c = i % C;
     float sum = 0;
     for (int part = 0; part < kThreads; part += C) sum += shared[tap * kThreads + part + c];
     to[c * kTaps + tap] = sum;
   }
-  __syncthreads();
 }
 
 }  // namespace da2s_fast::cell

@@ -3,12 +3,13 @@
 // at stride 2 what goes past the candidates, are Triton's.
 //
 // A program has a group of rows that read one state, and a chunk of whole images. It takes the
-// layers one after the other through the passes of reach.cuh, all else through collect.cuh, and
-// adds what each hands the state to the state's gradient in global memory, which nobody else
-// touches meanwhile in these images.
+// layers one after the other through layer.cuh, all else through collect.cuh, and adds what each
+// hands the state to the state's gradient in global memory, which nobody else touches meanwhile in
+// these images.
 #pragma once
 
 #include "collect.cuh"
+#include "layer.cuh"
 
 namespace da2s_fast::cell {
 
@@ -18,42 +19,40 @@ __device__ __forceinline__ float4 behind_relu(float4 x, float4 v) {
                      x.w <= 0 ? 0 : v.w);
 }
 
-// The chunk's second pass at stride 1: a depthwise convolution with the kernel turned around.
-template <int C, int kKernelSize, int kDilation>
-__device__ __forceinline__ void gather_state(const Reach& call, const ReachRoom<C>& room,
-                                             const int64_t* group, const Tile& start) {
-  const int64_t* row = room.row;
-  const Input input{call.height, call.width, 1};
-  const int padding = static_cast<int>(row[kPadding]), c = threadIdx.x % kQuads<C> * 4;
+// What a layer at stride 1 hands a tile of the state.
+template <int C>
+__device__ __forceinline__ void finish_state(const Reach& call, const ReachRoom<C>& room,
+                                             const int64_t* group, const Tile& tile) {
+  const int thread = this_thread(), c = thread % kQuads<C> * 4;
   const StateChannels own(c, call.pitch, static_cast<int>(group[kGroupShuffled]));
-  const float* state = call.states + row[kSource] + c;
+  const float* state = call.states + room.row[kSource] + c;
   float* gradient = call.gradients + group[kGroupGradient];
-  load_spatial<C>(call, room, true);
-  for_tiles(start, call.height, *room.program, [&](const Tile& tile) {
-    load_tile<C, 4>(room.tile, tile, input, call.gradients + row[kReached], C, room.program->end,
-                    Plain{});
-    __syncthreads();
-    depthwise<C, kKernelSize, kDilation, 1>(room.tile, tile, padding, room.spatial, room.between);
-    float4 x[kPixels], before[kPixels];
+  // More at a time would take the registers of the weights' gradients.
+  constexpr int kAtOnce = kPixels / 2;
 #pragma unroll
-    for (int j = 0; j < kPixels; ++j) {
-      const Pixel pixel = pixel_before<C>(room.program->end, j, tile, call);
-      const int64_t at = (pixel.live ? pixel.at : first_of(tile, call)) * call.pitch;
+  for (int first = 0; first < kPixels; first += kAtOnce) {
+    float4 x[kAtOnce], before[kAtOnce];
+#pragma unroll
+    for (int j = 0; j < kAtOnce; ++j) {
+      const Pixel pixel = pixel_before<C>(room.program->end, first + j, tile, call);
+      const int64_t at = place_of(pixel, tile, call) * call.pitch;
       x[j] = *reinterpret_cast<const float4*>(state + at);
       before[j] = own.of(gradient + at);
     }
-    __syncthreads();
+    if (first == 0) __syncthreads();
 #pragma unroll
-    for (int j = 0; j < kPixels; ++j) {
-      const Pixel pixel = pixel_before<C>(room.program->end, j, tile, call);
+    for (int j = 0; j < kAtOnce; ++j) {
+      const Pixel pixel = pixel_before<C>(room.program->end, first + j, tile, call);
       if (!pixel.live) continue;
-      const float4 v = reinterpret_cast<const float4*>(room.between)[quad_of(j)];
+      const float4 v = quad_of(room.dz, thread, first + j);
       own.put(gradient + pixel.at * call.pitch, before[j], behind_relu(x[j], v));
     }
-  });
+  }
+  // The next tile comes.
+  __syncthreads();
 }
 
-// Likewise at stride 2: pixels of the input collect from the outputs whose windows hold them.
+// Pixels of the input of a layer at stride 2 collect from the outputs whose windows hold them.
 template <int C>
 __device__ __forceinline__ void gather_strided(const Reach& call, const ReachRoom<C>& room,
                                                const int64_t* group, const Tile& start) {
@@ -98,20 +97,47 @@ __device__ __forceinline__ void gather_strided(const Reach& call, const ReachRoo
   });
 }
 
+// A layer at stride 2 in two passes over the chunk: what its depthwise results were reached by goes
+// through a room in global memory.
+template <int C, int kKernelSize, int kDilation, class LoadInput>
+__device__ __forceinline__ void reach_strided(const Reach& call, const ReachRoom<C>& room,
+                                              const int64_t* group, LoadInput load_input) {
+  WeightParts<kKernelSize> parts;
+  for_tiles(room.program->input, call.height, *room.program, [&](const Tile& start) {
+    pull<C, kKernelSize, kDilation, 2>(call, room, start.image, start.top, load_input, parts);
+    const Tile tile = at(room.program->input, start.image, start.top);
+    const int thread = this_thread(), c = thread % kQuads<C> * 4;
+#pragma unroll 1
+    for (int j = 0; j < kPixels; ++j) {
+      const Pixel pixel = pixel_before<C>(room.program->end, j, tile, call);
+      if (pixel.live)
+        store(call.gradients + room.row[kReached] + pixel.at * C + c,
+              quad_of(room.between, thread, j));
+    }
+    // The next tile comes.
+    __syncthreads();
+  });
+  write_weights<C>(call, room, parts);
+  // Comes to where gradients of weights were added up.
+  __syncthreads();
+  load_spatial<C>(call, room);
+  const Tile tile = tile_of(C, call.log_width, call.log_height, call.log_images, call.halo, 1);
+  gather_strided<C>(call, room, group, tile);
+}
+
 template <int C, int kKernelSize, int kDilation, int kStride>
 __device__ __forceinline__ void reach_state_as(const Reach& call, const ReachRoom<C>& room,
                                                const int64_t* group) {
-  const Tile wide =
-      tile_of(C, call.log_width, call.log_height, call.log_images, call.halo, kStride);
-  pull<C, kKernelSize, kDilation, kStride>(call, room, wide, [&](const Tile& at) {
-    load_tile<C>(room.tile, at, input_of(room.row), call.states + room.row[kSource], call.pitch,
+  const auto load_input = [&](const Tile& tile) {
+    load_tile<C>(room.tile, tile, input_of(room.row), call.states + room.row[kSource], call.pitch,
                  room.program->end, Rectified{});
-  });
-  const Tile tile = tile_of(C, call.log_width, call.log_height, call.log_images, call.halo, 1);
-  if (kStride == 1)
-    gather_state<C, kKernelSize, kDilation>(call, room, group, tile);
+  };
+  if constexpr (kStride == 1)
+    go_back<C, kKernelSize, kDilation>(call, room, load_input, [&](const Tile& tile) {
+      finish_state<C>(call, room, group, tile);
+    });
   else
-    gather_strided<C>(call, room, group, tile);
+    reach_strided<C, kKernelSize, kDilation>(call, room, group, load_input);
 }
 
 template <int C, int kStride, int kMost>
@@ -142,7 +168,7 @@ __device__ __forceinline__ void reach_states(const Reach& call, const ReachRoom<
       collect<C>(call, room, group);
       continue;
     }
-    load_layer<C>(call, room);
+    load_layer<C>(call, room, call.halo);
     __syncthreads();
     if (room.row[kStride] == 1)
       reach_state<C, 1, kMost>(call, room, group);

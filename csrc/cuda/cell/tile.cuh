@@ -12,6 +12,20 @@
 namespace da2s_fast::cell {
 
 constexpr int kThreads = 256;
+
+// Who a thread is, asked anew: what follows from it would else be kept in registers from phase to
+// phase.
+__device__ __forceinline__ int this_thread() {
+#ifdef __CUDACC__
+  int thread;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  __builtin_assume(thread >= 0 && thread < kThreads);
+  return thread;
+#else
+  return static_cast<int>(threadIdx.x);
+#endif
+}
+
 constexpr int kWarps = kThreads / 32;
 constexpr int kPixels = 4;  // of a thread, 4 channels each
 constexpr int kRun = 8;     // neighbouring outputs of a depthwise convolution in one thread
@@ -64,6 +78,11 @@ struct Tile {
   int image;    // first image
   int top;      // first row of the output
 };
+
+__device__ inline Tile at(Tile tile, int image, int top) {
+  tile.image = image, tile.top = top;
+  return tile;
+}
 
 // As many columns as a row has, and a halo; where a warp has several rows, an odd number, so that
 // neighbours begin in different banks.
@@ -122,11 +141,17 @@ struct Normalized {
   }
 };
 
-// Fill a tile with its halo by `value(row, y, x, c)`: 4 channels from c on of pixel (y, x) of an
-// image, whose row of pixels begins with pixel `row` of all images; zeros outside. A warp takes a
-// row after the other, first what is inside of the image, then up to the halo of the next; lanes
-// keep their channels: per pixel little is left to be worked out. A thread waits for kAtOnce values
-// at a time, as many as it has registers for.
+// A row of pixels of an image.
+struct Line {
+  int image;
+  int y;
+  int64_t first;  // of its pixels, among those of all images
+};
+
+// Fill a tile with its halo by `value(line, x, c)`: 4 channels from c on of a pixel; zeros outside
+// of images. A warp takes a row after the other, first what is inside of the image, then up to the
+// halo of the next; lanes keep their channels: per pixel little is left to be worked out. A thread
+// waits for kAtOnce values at a time, as many as it has registers for.
 template <int C, int kAtOnce = 1, class Value>
 __device__ __forceinline__ void fill_tile(float* shared, const Tile& tile, int height, int width,
                                           int stride, int images, Value value) {
@@ -141,12 +166,12 @@ __device__ __forceinline__ void fill_tile(float* shared, const Tile& tile, int h
        line += kWarps, y += kWarps) {
     for (; y >= bottom; y -= tile.rows) ++n;
     const int inside = y >= 0 && y < height && n < images ? width : 0;
-    const int64_t row = (int64_t(n) * height + y) * width;
+    const Line own{n, y, (int64_t(n) * height + y) * width};
     float4* to =
         reinterpret_cast<float4*>(shared) + (line * tile.columns + tile.halo) * kQuads<C> + lane;
     float4* behind = to + inside * kQuads<C>;
 #pragma unroll(kAtOnce)
-    for (int x = lane / kQuads<C>; x < inside; x += kStep, to += 32) *to = value(row, y, x, c);
+    for (int x = lane / kQuads<C>; x < inside; x += kStep, to += 32) *to = value(own, x, c);
 #pragma unroll 1
     for (int x = inside + lane / kQuads<C>; x < tile.columns; x += kStep, behind += 32)
       *behind = make_float4(0, 0, 0, 0);
@@ -159,8 +184,9 @@ __device__ __forceinline__ void load_tile(float* shared, const Tile& tile, const
                                           const float* source, int pitch, int images,
                                           Change change) {
   fill_tile<C, kAtOnce>(shared, tile, input.height, input.width, input.stride, images,
-                        [&](int64_t row, int, int x, int c) {
-                          const float* from = source + (row * pitch + c) + int64_t(x) * pitch;
+                        [&](const Line& line, int x, int c) {
+                          const float* from =
+                              source + (line.first * pitch + c) + int64_t(x) * pitch;
                           return change(*reinterpret_cast<const float4*>(from), c);
                         });
 }
@@ -191,8 +217,10 @@ __device__ int index_of(int j) {
   return threadIdx.x / kQuads<C> + j * (kThreads / kQuads<C>);
 }
 
-// Likewise of the thread's 4 channels of that pixel among those of all pixels.
-__device__ inline int quad_of(int j) { return threadIdx.x + j * kThreads; }
+// The thread's 4 channels of pixel j in a room of (pixels, C).
+__device__ __forceinline__ float4& quad_of(float* room, int thread, int j) {
+  return reinterpret_cast<float4*>(room)[thread + j * kThreads];
+}
 
 template <int C>
 __device__ Pixel pixel_of(int j, const Tile& tile, int height, int width) {
@@ -203,7 +231,9 @@ __device__ Pixel pixel_of(int j, const Tile& tile, int height, int width) {
   pixel.image = index >> (tile.log_width + tile.log_height);
   pixel.at = (int64_t(tile.image) * height + tile.top) * width +
              ((pixel.image * height + pixel.y) * width + pixel.x);
-  pixel.live = index < pixels_of(tile) && pixel.x < width && tile.top + pixel.y < height;
+  // Of a tile that begins above the image, the first rows are outside as well.
+  pixel.live = index < pixels_of(tile) && pixel.x < width &&
+               static_cast<unsigned>(tile.top + pixel.y) < static_cast<unsigned>(height);
   return pixel;
 }
 

@@ -69,7 +69,10 @@ struct ReachCall {
 
   // What tasks need in shared memory: layers whose input's tiles have this halo and stride, pools.
   void need_layers(int around, int stride) {
-    need(2 * 4 * cell::kPixels * cell::kThreads + input_of(extents.tile(channels, around, stride)));
+    const bool whole = 1 << extents.log_height >= height;
+    const int handed = stride == 1 && !whole ? (2 * around << extents.log_width()) * channels : 0;
+    need(2 * 4 * cell::kPixels * cell::kThreads + input_of(extents.tile(channels, around, stride)) +
+         handed);
   }
   void need_pools() {
     const int64_t scratch = 4 * cell::kThreads;  // two doubles per thread

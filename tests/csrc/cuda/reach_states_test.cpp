@@ -12,7 +12,8 @@
 namespace da2s_fast::test {
 namespace {
 
-// Two first layers of one state, the second in front of an inner norm.
+// Two first layers of one state, the second in front of an inner norm. At stride 2 there is a room
+// for what their depthwise results were reached by.
 template <int C>
 struct FirstLayers : ReachCall {
   // parts: K of partial channels, whose order the state's gradient has before the shuffle.
@@ -21,7 +22,8 @@ struct FirstLayers : ReachCall {
       : ReachCall(C, extents,
                   {.states = extents.in_pixels() * C * parts,
                    .z = 2 * extents.pixels() * C,
-                   .gradients = 3 * extents.pixels() * C + extents.in_pixels() * C * parts,
+                   .gradients = (extents.stride + 1) * extents.pixels() * C +
+                                extents.in_pixels() * C * parts,
                    .weights = 2 * (C + kernel * kernel) * C,
                    .norms = 2,
                    .sums = 4 * extents.chunks() * C,
@@ -46,7 +48,8 @@ struct FirstLayers : ReachCall {
       row[cell::kZ] = layer * pixels * C, row[cell::kStatistics] = layer * 2 * C;
       row[cell::kEdge] = layer == 0 ? 1 : -1, row[cell::kOperation] = 1;
       row[cell::kGradient] = layer * pixels * C, row[cell::kGradientPitch] = C;
-      row[cell::kSums] = layer * 2 * chunks * C, row[cell::kReached] = 2 * pixels * C;
+      row[cell::kSums] = layer * 2 * chunks * C;
+      if (extents.stride == 2) row[cell::kReached] = 2 * pixels * C;
       layers.push_back(row);
     }
     groups = {{0, 2, -1, state(), parts}};
@@ -60,7 +63,7 @@ struct FirstLayers : ReachCall {
   }
 
   // Where the state's gradient is.
-  int64_t state() const { return 3 * pixels * C; }
+  int64_t state() const { return (extents.stride + 1) * pixels * C; }
 
   FirstLayers& run(unsigned seed) {
     ReachCall::run<C, 7>(seed, {{cell::kWorkStates}});
@@ -140,7 +143,8 @@ DA2S_TEST(cuda_every_missing_barrier_of_states_is_noticed) {
     return FirstLayers<16>(3, 2, {1, 1, 16, 20, 1, 3, 0}).run(seed).written() +
            FirstLayers<16>(3, 1, {1, 1, 16, 20, 1, 3, 0}, 1, false).run(seed).written() +
            FirstLayers<16>(3, 1, {2, 1, 16, 20, 1, 2, 0}).run(seed).written() +
-           FirstLayers<4>(7, 1, {1, 1, 16, 8, 1, 3, 0}).run(seed).written();
+           FirstLayers<4>(7, 1, {1, 1, 16, 8, 1, 3, 0}).run(seed).written() +
+           FirstLayers<4>(7, 1, {2, 1, 11, 6, 1, 1, 0}).run(seed).written();
   });
 }
 

@@ -18,7 +18,7 @@ struct SecondLayer : ReachCall {
       : ReachCall(C, extents,
                   {.states = 0,
                    .z = 2 * extents.pixels() * C,
-                   .gradients = 3 * extents.pixels() * C,
+                   .gradients = 2 * extents.pixels() * C,
                    .weights = (C + kernel * kernel) * C,
                    .norms = 2,
                    .sums = 4 * extents.chunks() * C,
@@ -27,13 +27,13 @@ struct SecondLayer : ReachCall {
         row(row_of(cell::kSeparable)) {
     fill_gradients(0, pixels * C);
     fill_sums(0, 2 * chunks * C);
-    row[cell::kKernel] = kernel, row[cell::kPadding] = kernel / 2;
+    row[cell::kStride] = 1, row[cell::kKernel] = kernel, row[cell::kPadding] = kernel / 2;
     row[cell::kSource] = pixels * C, row[cell::kZ] = 0;
     row[cell::kSpatial] = C * C, row[cell::kProduct] = 0;
     row[cell::kStatistics] = 0, row[cell::kInner] = 2 * C;
     row[cell::kEdge] = 1, row[cell::kOperation] = 1;
     row[cell::kGradient] = 0, row[cell::kGradientPitch] = C;
-    row[cell::kReached] = pixels * C, row[cell::kInnerGradient] = 2 * pixels * C;
+    row[cell::kInnerGradient] = pixels * C;
     row[cell::kSums] = 0, row[cell::kInnerSums] = 2 * chunks * C;
     taps = kernel * kernel, inner_halo = kernel / 2;
     need_layers(inner_halo, 1);
@@ -68,10 +68,7 @@ struct SecondLayer : ReachCall {
     Buffer<double> all_dz(pixels * C), all_reached(pixels * C), inner(2 * C, 0.0);
     Buffer<double> products(C * C, 0.0), spatial(taps * C, 0.0);
     for (int64_t i = 0; i < pixels * C; ++i) all_dz[i] = dz(row, i / C, i % C);
-    for (int64_t i = 0; i < pixels * C; ++i) {
-      all_reached[i] = reached(i / C, i % C);
-      check_about(gradients[pixels * C + i], all_reached[i], C);
-    }
+    for (int64_t i = 0; i < pixels * C; ++i) all_reached[i] = reached(i / C, i % C);
     for (int64_t at = 0; at < pixels; ++at)
       for (int c = 0; c < C; ++c) {
         double back = 0, between = 0;
@@ -84,7 +81,7 @@ struct SecondLayer : ReachCall {
           }
         }
         const double found = input(at, c) > 0 ? back : 0;
-        check_about(gradients[(2 * pixels + at) * C + c], found, C * taps);
+        check_about(gradients[(pixels + at) * C + c], found, C * taps);
         inner[c] += found;
         inner[C + c] += found * (z[(pixels + at) * C + c] - statistics[2 * C + c]);
         for (int o = 0; o < C; ++o) products[o * C + c] += all_dz[at * C + o] * between;

@@ -21,11 +21,11 @@ struct Edge : ReachCall {
       : ReachCall(C, extents,
                   {.states = extents.pixels() * C,
                    .z = 4 * extents.pixels() * C,
-                   .gradients = 5 * extents.pixels() * C,
+                   .gradients = 3 * extents.pixels() * C,
                    .weights = 2 * (C + kKernel * kKernel) * C,
                    .norms = 3,
                    .sums = 3 * 2 * extents.chunks() * C}) {
-    const int64_t node = 0, state = 4 * pixels * C;
+    const int64_t node = 0, state = 2 * pixels * C;
     fill_gradients(node, node + pixels * C);
     fill_gradients(state, gradients.size());
     for (int64_t i = 0; i < pixels * C; ++i) z[3 * pixels * C + i] = static_cast<float>(i * 7 % 9);
@@ -58,12 +58,12 @@ struct Edge : ReachCall {
     row[cell::kCout] = C, row[cell::kColumn] = 0;
     row[cell::kProduct] = weights_of, row[cell::kSpatial] = weights_of + C * C;
     row[cell::kZ] = which * pixels * C, row[cell::kStatistics] = which * 2 * C;
-    row[cell::kSums] = which * 2 * chunks * C, row[cell::kReached] = (1 + which) * pixels * C;
-    row[cell::kGradient] = which == 0 ? 3 * pixels * C : 0, row[cell::kGradientPitch] = C;
+    row[cell::kSums] = which * 2 * chunks * C;
+    row[cell::kGradient] = which == 0 ? pixels * C : 0, row[cell::kGradientPitch] = C;
     if (which == 0) return row;
     row[cell::kEdge] = row[cell::kOperation] = 1;
     row[cell::kInner] = 0, row[cell::kInnerSums] = 0;
-    row[cell::kInnerGradient] = 3 * pixels * C;
+    row[cell::kInnerGradient] = pixels * C;
     return row;
   }
 

@@ -47,7 +47,7 @@ REACH = CudaKernel("cell_reach", torch.ops.da2s_fast.cell_reach)
 # As in csrc/cuda/cell/table.cuh and tile.cuh.
 _CHANNELS = (4, 8, 16, 32, 64)
 _COLUMNS, _WARPS, _WARP = 28, 8, 32
-_PROGRAM = 8
+_PROGRAM = 16
 """Numbers of 8 bytes that a program of `REACH` knows of itself."""
 _TURN = 4
 """Likewise of `NODES`."""
@@ -137,6 +137,13 @@ def _input_of(tile: Tile, windows: Windows, channels: int) -> int:
     return ((rows << tile.log_images) * columns + windows.halo) * channels
 
 
+def _handed_over(tile: Tile, windows: Windows, height: int, channels: int) -> int:
+    """Numbers that a tile keeps for the next: see csrc/cuda/cell/layer.cuh."""
+    if 1 << tile.log_height >= height:
+        return 0
+    return (2 * windows.halo << tile.log_width) * channels
+
+
 def nodes_arguments(layout: Layout, tasks: NodeTasks, device: torch.device) -> dict[str, Any]:
     """What a launch of `NODES` needs to know of a cell, by the operator's parameters."""
     c = layout.plan.mixed_channels
@@ -173,7 +180,14 @@ def reach_arguments(layout: Layout, tasks: ReachTasks, device: torch.device) -> 
         weights = (c + taps) * c
         small = c * (4 + 2 + 2 * _WARPS)
         numbers = tile.numbers(c) if c > 16 else _TILE
-        room = 2 * numbers + max(_input_of(tile, windows, c), _input_of(tile, inner, c))
+        layers = (
+            _input_of(tile, windows, c),
+            *(
+                _input_of(tile, alike, c) + _handed_over(tile, alike, layout.after[0], c)
+                for alike in (windows._replace(stride=1), inner)
+            ),
+        )
+        room = 2 * numbers + max(layers)
         pools = 2 * _input_of(tile, _POOL, c)  # `collect_pool` of csrc/cuda/cell/collect.cuh
         # `write_products` and `write_taps` of csrc/cuda/cell/pull.cuh; `coefficients` needs less.
         parts = max(16, taps) * _THREADS

@@ -131,7 +131,7 @@ void cell_reach(std::vector<int64_t> grid, Tensor tasks, Tensor waits, Tensor co
                 int64_t pixels, int64_t weight_count, double eps, int64_t height, int64_t width,
                 int64_t chunks, int64_t images, int64_t operations, int64_t pitch, int64_t halo,
                 int64_t inner_halo, int64_t taps, int64_t log_width, int64_t log_height,
-                int64_t log_images, int64_t channels, int64_t shared) {
+                int64_t log_images, bool kept, int64_t channels, int64_t shared) {
   const cell::Reach call{data<int64_t>(tasks),
                          data<int64_t>(waits),
                          data<int>(counters),
@@ -162,7 +162,8 @@ void cell_reach(std::vector<int64_t> grid, Tensor tasks, Tensor waits, Tensor co
                          static_cast<int>(taps),
                          static_cast<int>(log_width),
                          static_cast<int>(log_height),
-                         static_cast<int>(log_images)};
+                         static_cast<int>(log_images),
+                         kept};
   start(taps > 25 ? DA2S_CHOOSE(cell_reach, _7x7, channels) : DA2S_CHOOSE(cell_reach, , channels),
         "cell_reach", grid, shared, z, call);
 }

@@ -76,20 +76,23 @@ __device__ __forceinline__ void load_pool(const Reach& call, const ReachRoom<C>&
   const float* positions = call.z + row[kPosition];
   const int pitch = static_cast<int>(row[kGradientPitch]);
   const bool given = is_given(row), averages = row[kKind] == kAverage;
-  fill_tile<C>(shares, tile, call.height, call.width, 1, end, [&](const Line& line, int x, int c) {
-    const float* g = gradient + line.first * pitch + (x * pitch + c);
-    const float* z = outputs + line.first * C + (x * C + c);
-    const float4 dz =
-        before_norm<C>(room.coefficients + c, given, *reinterpret_cast<const float4*>(g),
-                       *reinterpret_cast<const float4*>(z));
-    if (!averages) return dz;
-    const float count = static_cast<float>(inside(line.y, input.stride, input.height) *
-                                           inside(x, input.stride, input.width));
-    return make_float4(dz.x / count, dz.y / count, dz.z / count, dz.w / count);
+  fill_tile<C>(shares, tile, call.height, call.width, 1, end, [&](const Line& line) {
+    const float* g = gradient + line.first * pitch;
+    const float* z = outputs + line.first * C;
+    const int rows = inside(line.y, input.stride, input.height);
+    return [=, &room](int x, int c) {
+      const float4 dz = before_norm<C>(room.coefficients + c, given,
+                                       *reinterpret_cast<const float4*>(g + (x * pitch + c)),
+                                       *reinterpret_cast<const float4*>(z + (x * C + c)));
+      if (!averages) return dz;
+      const float count = static_cast<float>(rows * inside(x, input.stride, input.width));
+      return make_float4(dz.x / count, dz.y / count, dz.z / count, dz.w / count);
+    };
   });
   if (averages) return;
-  fill_tile<C>(winners, tile, call.height, call.width, 1, end, [&](const Line& line, int x, int c) {
-    return *reinterpret_cast<const float4*>(positions + line.first * C + (x * C + c));
+  fill_tile<C>(winners, tile, call.height, call.width, 1, end, [&](const Line& line) {
+    const float* row = positions + line.first * C;
+    return [=](int x, int c) { return *reinterpret_cast<const float4*>(row + (x * C + c)); };
   });
 }
 

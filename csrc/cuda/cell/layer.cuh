@@ -80,34 +80,60 @@ __device__ __forceinline__ void write_weights(const Reach& call, const ReachRoom
   write_taps<C, kKernelSize * kKernelSize>(parts.taps, room.dz, to + room.row[kSpatial]);
 }
 
-// Fill the room's tile, `reached`, with what was handed over (rows above `top`) and `between`.
+// Where a tile hands rows to the next: in shared memory behind the room's tile.
+template <int C>
+__device__ __forceinline__ float* handed_of(const ReachRoom<C>& room) {
+  return room.tile + input_pixels(room.program->input) * C;
+}
+
+// Where there is not enough of that, they go to the layer's room in global memory, which has all
+// rows. Begin of one of them.
+template <int C>
+__device__ __forceinline__ float* row_of(const Reach& call, const ReachRoom<C>& room, int image,
+                                         int y) {
+  return call.gradients + room.row[kReached] +
+         (int64_t(image) * call.height + y) * (call.width * C);
+}
+
+// Fill the room's tile, `reached`, with the rows above `top`, which were handed over, and
+// `between`.
 template <int C>
 __device__ __forceinline__ void gather_rows(const Reach& call, const ReachRoom<C>& room,
-                                            const Tile& reached, int top, const float* handed) {
+                                            const Tile& reached, int top) {
+  const float* handed = handed_of<C>(room);
   const int above = top - (reached.top - reached.halo);
   fill_tile<C>(room.tile, reached, call.height, call.width, 1, room.program->end,
-               [&](const Line& line, int x, int c) {
-                 const int y = line.y - top;
-                 const int before = line.image - reached.image << call.log_height;
-                 const float* from = y < 0 ? handed + ((y + above) << call.log_width) * C
+               [&](const Line& line) {
+                 const int y = line.y - top, before = line.image - reached.image << call.log_height;
+                 const float* near = y < 0 ? handed + ((y + above) << call.log_width) * C
                                            : room.between + ((y + before) << call.log_width) * C;
-                 return *reinterpret_cast<const float4*>(from + x * C + c);
+                 const float* far = row_of<C>(call, room, line.image, line.y);
+                 const bool away = y < 0 && !call.kept;
+                 return [=](int x, int c) {
+                   if (away) return *reinterpret_cast<const float4*>(far + x * C + c);
+                   return *reinterpret_cast<const float4*>(near + x * C + c);
+                 };
                });
 }
 
-// The last rows of the room's tile, `reached`, behind it as many as are above its first own row.
+// Hand over the last rows of the room's tile, as many as it has above the next one's first.
 template <int C>
 __device__ __forceinline__ void hand_over(const Reach& call, const ReachRoom<C>& room,
-                                          const Tile& reached, float* handed) {
-  const int thread = this_thread();
-  const int quads = (2 * reached.halo << call.log_width) * kQuads<C>;
-  const int first = ((1 << call.log_height) * reached.columns + reached.halo) * kQuads<C>;
+                                          const Tile& reached) {
+  const int rows = 1 << call.log_height, pitch = reached.columns * kQuads<C>;
+  const int top = reached.top - reached.halo + rows;
+  const float4* from = reinterpret_cast<const float4*>(room.tile) +
+                       (rows * reached.columns + reached.halo) * kQuads<C>;
+  float4* handed = reinterpret_cast<float4*>(handed_of<C>(room));
+  const unsigned quads = kQuads<C> << call.log_width, end = 2 * reached.halo * quads;
 #pragma unroll 1
-  for (int i = thread; i < quads; i += kThreads) {
-    const int line = i / kQuads<C> >> call.log_width,
-              place = i & ((kQuads<C> << call.log_width) - 1);
-    reinterpret_cast<float4*>(handed)[i] = reinterpret_cast<const float4*>(
-        room.tile)[first + line * reached.columns * kQuads<C> + place];
+  for (unsigned i = this_thread(); i < end; i += kThreads) {
+    const int line = i / kQuads<C> >> call.log_width, place = i & (quads - 1), y = top + line;
+    const float4 v = from[line * pitch + place];
+    if (call.kept)
+      handed[i] = v;
+    else if (y >= 0 && y < call.height && place < call.width * kQuads<C>)
+      store(row_of<C>(call, room, reached.image, y) + 4 * place, v);
   }
 }
 
@@ -116,22 +142,22 @@ __device__ __forceinline__ void hand_over(const Reach& call, const ReachRoom<C>&
 template <int C, int kKernelSize, int kDilation, class LoadInput, class Finish>
 __device__ __forceinline__ void go_back(const Reach& call, const ReachRoom<C>& room,
                                         LoadInput load_input, Finish finish) {
-  const int lag = 1 << call.log_height < call.height ? room.program->reached.halo : 0;
-  const auto handed = [&] { return room.tile + input_pixels(room.program->input) * C; };
+  const int rows = 1 << call.log_height;
+  const int lag = rows < call.height ? room.program->reached.halo : 0;
   WeightParts<kKernelSize> parts;
   for (int image = room.program->first; image < room.program->end; image += 1 << call.log_images)
-    for (int top = 0; top < call.height + lag; top += 1 << call.log_height) {
+    for (int top = 0; top < call.height + lag; top += rows) {
       if (top < call.height)
         pull<C, kKernelSize, kDilation, 1>(call, room, image, top, load_input, parts);
       __syncthreads();
-      gather_rows<C>(call, room, at(room.program->reached, image, top - lag), top, handed());
+      gather_rows<C>(call, room, at(room.program->reached, image, top - lag), top);
       __syncthreads();
       {
         const Tile reached = at(room.program->reached, image, top - lag);
         depthwise<C, kKernelSize, kDilation, 1, true>(room.tile, reached, reached.halo,
                                                       room.spatial, room.dz,
                                                       {-reached.top, call.height - reached.top});
-        if (lag > 0) hand_over<C>(call, room, reached, handed());
+        if (top + rows < call.height + lag) hand_over<C>(call, room, reached);
         finish(reached);
       }
     }

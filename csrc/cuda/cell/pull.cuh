@@ -40,6 +40,7 @@ struct Reach {
   int log_width;   // extents of a tile
   int log_height;
   int log_images;
+  int kept;  // shared memory has room for the rows that a tile hands to the next
 };
 
 // Scale, mean, shift and slope of dz = scale (G - shift - (z - mean) slope), (4, C). Where

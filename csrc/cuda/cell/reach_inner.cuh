@@ -49,8 +49,8 @@ __device__ __forceinline__ void reach_as(const Reach& call, const ReachRoom<C>& 
   go_back<C, kKernelSize, 1>(
       call, room,
       [&](const Tile& tile) {
-        load_tile<C>(room.tile, tile, input, call.z + room.row[kSource], C, room.program->end,
-                     Normalized{room.norm, room.norm + C});
+        load_tile<C, 4>(room.tile, tile, input, call.z + room.row[kSource], C, room.program->end,
+                        Normalized{room.norm, room.norm + C});
       },
       [&](const Tile& tile) { finish_inner<C>(call, room, tile); });
   if (threadIdx.x < C) write_sums<C>(call, room, room.row[kInnerSums], threadIdx.x, C);

@@ -25,7 +25,7 @@ __device__ __forceinline__ void finish_state(const Reach& call, const ReachRoom<
                                              const int64_t* group, const Tile& tile) {
   const int thread = this_thread(), c = thread % kQuads<C> * 4;
   const StateChannels own(c, call.pitch, static_cast<int>(group[kGroupShuffled]));
-  const float* state = call.states + room.row[kSource] + c;
+  const float* state = call.states + room.row[kSource];
   float* gradient = call.gradients + group[kGroupGradient];
   // More at a time would take the registers of the weights' gradients.
   constexpr int kAtOnce = kPixels / 2;
@@ -36,8 +36,9 @@ __device__ __forceinline__ void finish_state(const Reach& call, const ReachRoom<
     for (int j = 0; j < kAtOnce; ++j) {
       const Pixel pixel = pixel_before<C>(room.program->end, first + j, tile, call);
       const int64_t at = place_of(pixel, tile, call) * call.pitch;
-      x[j] = *reinterpret_cast<const float4*>(state + at);
-      before[j] = own.of(gradient + at);
+      x[j] = *reinterpret_cast<const float4*>(state + at + c);
+      // Others write gradients of pixels that are theirs meanwhile.
+      before[j] = own.of(pixel.live ? gradient + at : state + at);
     }
     if (first == 0) __syncthreads();
 #pragma unroll
@@ -129,8 +130,8 @@ template <int C, int kKernelSize, int kDilation, int kStride>
 __device__ __forceinline__ void reach_state_as(const Reach& call, const ReachRoom<C>& room,
                                                const int64_t* group) {
   const auto load_input = [&](const Tile& tile) {
-    load_tile<C>(room.tile, tile, input_of(room.row), call.states + room.row[kSource], call.pitch,
-                 room.program->end, Rectified{});
+    load_tile<C, 4>(room.tile, tile, input_of(room.row), call.states + room.row[kSource],
+                    call.pitch, room.program->end, Rectified{});
   };
   if constexpr (kStride == 1)
     go_back<C, kKernelSize, kDilation>(call, room, load_input, [&](const Tile& tile) {

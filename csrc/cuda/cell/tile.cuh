@@ -148,13 +148,13 @@ struct Line {
   int64_t first;  // of its pixels, among those of all images
 };
 
-// Fill a tile with its halo by `value(line, x, c)`: 4 channels from c on of a pixel; zeros outside
-// of images. A warp takes a row after the other, first what is inside of the image, then up to the
+// Fill a tile with its halo by `row(line)(x, c)`: 4 channels from c on of a pixel; zeros outside of
+// images. A warp takes a row after the other, first what is inside of the image, then up to the
 // halo of the next; lanes keep their channels: per pixel little is left to be worked out. A thread
 // waits for kAtOnce values at a time, as many as it has registers for.
-template <int C, int kAtOnce = 1, class Value>
+template <int C, int kAtOnce = 1, class Row>
 __device__ __forceinline__ void fill_tile(float* shared, const Tile& tile, int height, int width,
-                                          int stride, int images, Value value) {
+                                          int stride, int images, Row row) {
   constexpr int kStep = 32 / kQuads<C>;  // pixels that a warp takes at a time
   const int lane = threadIdx.x % 32, c = lane % kQuads<C> * 4;
   const int top = tile.top * stride - tile.halo, bottom = top + tile.rows;
@@ -166,12 +166,12 @@ __device__ __forceinline__ void fill_tile(float* shared, const Tile& tile, int h
        line += kWarps, y += kWarps) {
     for (; y >= bottom; y -= tile.rows) ++n;
     const int inside = y >= 0 && y < height && n < images ? width : 0;
-    const Line own{n, y, (int64_t(n) * height + y) * width};
+    const auto value = row(Line{n, y, (int64_t(n) * height + y) * width});
     float4* to =
         reinterpret_cast<float4*>(shared) + (line * tile.columns + tile.halo) * kQuads<C> + lane;
     float4* behind = to + inside * kQuads<C>;
 #pragma unroll(kAtOnce)
-    for (int x = lane / kQuads<C>; x < inside; x += kStep, to += 32) *to = value(own, x, c);
+    for (int x = lane / kQuads<C>; x < inside; x += kStep, to += 32) *to = value(x, c);
 #pragma unroll 1
     for (int x = inside + lane / kQuads<C>; x < tile.columns; x += kStep, behind += 32)
       *behind = make_float4(0, 0, 0, 0);
@@ -184,10 +184,12 @@ __device__ __forceinline__ void load_tile(float* shared, const Tile& tile, const
                                           const float* source, int pitch, int images,
                                           Change change) {
   fill_tile<C, kAtOnce>(shared, tile, input.height, input.width, input.stride, images,
-                        [&](const Line& line, int x, int c) {
-                          const float* from =
-                              source + (line.first * pitch + c) + int64_t(x) * pitch;
-                          return change(*reinterpret_cast<const float4*>(from), c);
+                        [&](const Line& line) {
+                          const float* row = source + line.first * pitch;
+                          return [=](int x, int c) {
+                            const float* from = row + c + int64_t(x) * pitch;
+                            return change(*reinterpret_cast<const float4*>(from), c);
+                          };
                         });
 }
 

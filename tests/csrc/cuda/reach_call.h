@@ -28,6 +28,7 @@ struct Extents : Area {
 struct Sizes {
   int64_t states, z, gradients, weights, norms, sums;
   bool wanted = true;  // gradients of weights
+  bool kept = true;    // in shared memory, what a tile hands to the next
 };
 
 // Whether a sum of numbers of this size is what it should be. Rounding errors of what it is made of
@@ -48,6 +49,7 @@ struct ReachCall {
         pixels(extents.pixels()),
         in_pixels(extents.in_pixels()),
         pitch(channels),
+        kept(sizes.kept),
         states(sizes.states, numbers),
         z(sizes.z, numbers),
         gradients(sizes.gradients),
@@ -70,7 +72,8 @@ struct ReachCall {
   // What tasks need in shared memory: layers whose input's tiles have this halo and stride, pools.
   void need_layers(int around, int stride) {
     const bool whole = 1 << extents.log_height >= height;
-    const int handed = stride == 1 && !whole ? (2 * around << extents.log_width()) * channels : 0;
+    const bool hands = stride == 1 && !whole && kept;
+    const int handed = hands ? (2 * around << extents.log_width()) * channels : 0;
     need(2 * 4 * cell::kPixels * cell::kThreads + input_of(extents.tile(channels, around, stride)) +
          handed);
   }
@@ -119,7 +122,8 @@ struct ReachCall {
         .taps = taps,
         .log_width = tile.log_width,
         .log_height = extents.log_height,
-        .log_images = extents.log_images};
+        .log_images = extents.log_images,
+        .kept = kept};
     launch.run(bytes(), seed, [&](char* shared) { cell::reach<C, kMost>(call, shared); });
   }
 
@@ -160,6 +164,7 @@ struct ReachCall {
   int height, width, chunks;
   int64_t pixels, in_pixels;
   int pitch;  // channels of a state
+  bool kept;
   Numbers numbers;
   Buffer<float> states, z, gradients, weights, weight_gradients, p, g, statistics;
   Buffer<double> sums;

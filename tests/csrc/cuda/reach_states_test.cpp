@@ -12,22 +12,22 @@
 namespace da2s_fast::test {
 namespace {
 
-// Two first layers of one state, the second in front of an inner norm. At stride 2 there is a room
-// for what their depthwise results were reached by.
+// Two first layers of one state, the second in front of an inner norm.
 template <int C>
 struct FirstLayers : ReachCall {
   // parts: K of partial channels, whose order the state's gradient has before the shuffle.
-  // wanted: weights want gradients.
-  FirstLayers(int kernel, int dilation, const Extents& extents, int parts = 1, bool wanted = true)
+  // wanted: weights want gradients. kept: see `Sizes`.
+  FirstLayers(int kernel, int dilation, const Extents& extents, int parts = 1, bool wanted = true,
+              bool kept = true)
       : ReachCall(C, extents,
                   {.states = extents.in_pixels() * C * parts,
                    .z = 2 * extents.pixels() * C,
-                   .gradients = (extents.stride + 1) * extents.pixels() * C +
-                                extents.in_pixels() * C * parts,
+                   .gradients = 3 * extents.pixels() * C + extents.in_pixels() * C * parts,
                    .weights = 2 * (C + kernel * kernel) * C,
                    .norms = 2,
                    .sums = 4 * extents.chunks() * C,
-                   .wanted = wanted}),
+                   .wanted = wanted,
+                   .kept = kept}),
         kernel(kernel),
         dilation(dilation),
         parts(parts),
@@ -48,8 +48,7 @@ struct FirstLayers : ReachCall {
       row[cell::kZ] = layer * pixels * C, row[cell::kStatistics] = layer * 2 * C;
       row[cell::kEdge] = layer == 0 ? 1 : -1, row[cell::kOperation] = 1;
       row[cell::kGradient] = layer * pixels * C, row[cell::kGradientPitch] = C;
-      row[cell::kSums] = layer * 2 * chunks * C;
-      if (extents.stride == 2) row[cell::kReached] = 2 * pixels * C;
+      row[cell::kSums] = layer * 2 * chunks * C, row[cell::kReached] = 2 * pixels * C;
       layers.push_back(row);
     }
     groups = {{0, 2, -1, state(), parts}};
@@ -63,7 +62,7 @@ struct FirstLayers : ReachCall {
   }
 
   // Where the state's gradient is.
-  int64_t state() const { return (extents.stride + 1) * pixels * C; }
+  int64_t state() const { return 3 * pixels * C; }
 
   FirstLayers& run(unsigned seed) {
     ReachCall::run<C, 7>(seed, {{cell::kWorkStates}});
@@ -135,6 +134,7 @@ DA2S_TEST(cuda_gradients_of_states) {
   FirstLayers<4>(7, 1, {2, 1, 11, 6, 1, 1, 0}).run(6).check();
   FirstLayers<64>(5, 1, {1, 2, 5, 7, 1, 2, 0}, 2).run(7).check();
   FirstLayers<32>(3, 2, {2, 1, 6, 7, 1, 2, 0}).run(8).check();
+  FirstLayers<8>(5, 2, {1, 3, 9, 6, 2, 2, 0}, 2, true, false).run(9).check();
 }
 
 DA2S_TEST(cuda_every_missing_barrier_of_states_is_noticed) {

@@ -14,15 +14,16 @@ namespace {
 // A second layer, and its part of all buffers.
 template <int C>
 struct SecondLayer : ReachCall {
-  SecondLayer(int kernel, const Extents& extents, bool wanted = true)
+  SecondLayer(int kernel, const Extents& extents, bool wanted = true, bool kept = true)
       : ReachCall(C, extents,
                   {.states = 0,
                    .z = 2 * extents.pixels() * C,
-                   .gradients = 2 * extents.pixels() * C,
+                   .gradients = (kept ? 2 : 3) * extents.pixels() * C,
                    .weights = (C + kernel * kernel) * C,
                    .norms = 2,
                    .sums = 4 * extents.chunks() * C,
-                   .wanted = wanted}),
+                   .wanted = wanted,
+                   .kept = kept}),
         kernel(kernel),
         row(row_of(cell::kSeparable)) {
     fill_gradients(0, pixels * C);
@@ -34,6 +35,7 @@ struct SecondLayer : ReachCall {
     row[cell::kEdge] = 1, row[cell::kOperation] = 1;
     row[cell::kGradient] = 0, row[cell::kGradientPitch] = C;
     row[cell::kInnerGradient] = pixels * C;
+    if (!kept) row[cell::kReached] = 2 * pixels * C;
     row[cell::kSums] = 0, row[cell::kInnerSums] = 2 * chunks * C;
     taps = kernel * kernel, inner_halo = kernel / 2;
     need_layers(inner_halo, 1);
@@ -106,6 +108,7 @@ DA2S_TEST(cuda_gradients_of_second_layers) {
   SecondLayer<16>(5, {1, 1, 9, 20, 1, 2, 0}).run(2).check();
   SecondLayer<4>(7, {1, 2, 6, 3, 1, 3, 0, 1}, false).run(3).check();
   SecondLayer<64>(5, {1, 2, 5, 7, 1, 2, 0}).run(4).check();
+  SecondLayer<16>(5, {1, 3, 9, 6, 2, 1, 0}, true, false).run(5).check();
 }
 
 DA2S_TEST(cuda_every_missing_barrier_of_gradients_is_noticed) {
@@ -115,6 +118,7 @@ DA2S_TEST(cuda_every_missing_barrier_of_gradients_is_noticed) {
     return SecondLayer<16>(3, {1, 1, 16, 20, 1, 3, 0}).run(seed).written() +
            SecondLayer<16>(3, {1, 1, 16, 20, 1, 3, 0}, false).run(seed).written() +
            SecondLayer<64>(3, {1, 1, 9, 7, 1, 3, 0}).run(seed).written() +
+           SecondLayer<16>(5, {1, 1, 9, 7, 1, 2, 0}, true, false).run(seed).written() +
            SecondLayer<4>(7, {1, 1, 16, 8, 1, 3, 0}).run(seed).written();
   });
 }

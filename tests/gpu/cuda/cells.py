@@ -27,6 +27,8 @@ PLANS = {
     ),
 }
 SMALL = PLANS["two layers"]
+SEVERAL_TILES = CellPlan(16, ONLY_SEPARABLE, 1, False, ("identity",)), (1, 9, 20)
+"""A cell with images of more rows than a tile has."""
 
 
 def forward_of(case: Case) -> dict[str, torch.Tensor]:

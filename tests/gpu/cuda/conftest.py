@@ -67,3 +67,11 @@ def planted(tmp_path, monkeypatch) -> Callable[..., None]:
         monkeypatch.setattr(cuda, "SOURCES", folder)
 
     return plant
+
+
+@pytest.fixture(params=["shared memory", "global memory"])
+def handed_in(request, monkeypatch) -> str:
+    """Where rows lie that a tile hands to the next: small cells have enough shared memory."""
+    if request.param == "global memory":
+        monkeypatch.setattr(compiled, "_handed_of", lambda *given: 1 << 20)
+    return request.param

@@ -17,6 +17,7 @@ from tests.gpu.cuda.cells import (
     ONLY_SEPARABLE,
     PLANS,
     POOLS,
+    SEVERAL_TILES,
     SMALL,
     check_forward,
     forward_of,
@@ -54,10 +55,11 @@ def test_gradients_are_as_accurate_as_eager_ones(device, name):
 
 
 @ONE_PLACE
+@pytest.mark.usefixtures("handed_in")
 def test_gradients_of_a_chunk_of_several_tiles(device):
-    case = make_case(CellPlan(16, ONLY_SEPARABLE, 1, False, ("identity",)), (1, 9, 20))
+    """A tile hands rows to the next."""
     with tiles_of(256):
-        check(case, torch.float32, device)
+        check(make_case(*SEVERAL_TILES), torch.float32, device)
 
 
 @ONE_PLACE

@@ -13,6 +13,7 @@ from tests.gpu.cuda.cells import (
     ONE_ARCHITECTURE,
     ONLY_SEPARABLE,
     PLANS,
+    SEVERAL_TILES,
     SMALL,
     check_forward,
     forward_of,
@@ -35,9 +36,9 @@ COLLECT, REACH_STATES = "cell/collect.cuh", "cell/reach_states.cuh"
         (CONVOLVE, "if (at[j] >= 0)", "if (at[j] >= 0 && c == 0)"),
         (CONVOLVE, "    to[C] = squares;", ""),
         # An index off by one: a tap, a row of the image, a pixel of the chunk.
-        ("cell/depthwise.cuh", "taps[k * kPairs]", "taps[(k + 1) * kPairs]"),
+        ("cell/depthwise.cuh", "(kTurned ? -k : k)", "(kTurned ? -k : k + 1)"),
         ("cell/tile.cuh", "y < height && n", "y <= height && n"),
-        ("cell/tile.cuh", "tile.top + pixel.y < height", "tile.top + pixel.y <= height"),
+        ("cell/tile.cuh", "static_cast<unsigned>(height)", "static_cast<unsigned>(height + 1)"),
         # A stride of one pixel in the place of a row's.
         (
             "cell/depthwise.cuh",
@@ -59,11 +60,11 @@ def test_planted_bugs_are_noticed(device, planted, file, old, new):
         # An output that nobody writes.
         (REACH, "  to[pitch + channel] = room.sums[C + channel];", ""),
         # An index off by one: a tap of the kernel that is turned around, an image.
-        (REACH, "taps - 1 - tap", "(taps - tap) % taps"),
+        ("cell/depthwise.cuh", "(kTurned ? -k : k)", "k"),
         (REACH, "end < images ? end : images", "end < images ? end : images - 1"),
         # A row's pitch in the place of a pixel's.
         (PULL, "gradient + at * pitch)", "gradient + at * C * 2)"),
-        (REACH_STATES, "first_of(tile, call)) * call.pitch;", "first_of(tile, call));"),
+        (REACH_STATES, "place_of(pixel, tile, call) * call.pitch;", "place_of(pixel, tile, call);"),
         # What is there already is forgotten.
         (COLLECT, "before.x + found.x", "found.x"),
         # A tap of the next row.
@@ -75,6 +76,20 @@ def test_planted_bugs_of_the_backward_pass_are_noticed(device, planted, file, ol
     planted(file, old, new)
     with pytest.raises((Mismatch, KernelFault)):
         check(make_case(SMALL, (3, 5, 7)), torch.float32, device)
+
+
+# A row in the place of the one behind it; the last one is not looked for.
+ROWS_HANDED_OVER = {
+    "shared memory": ("(y + above)", "(y + above - 1)"),
+    "global memory": ("y < 0 && !call.kept", "y < -1 && !call.kept"),
+}
+
+
+@ONE_ARCHITECTURE
+def test_planted_bugs_of_rows_that_are_handed_over_are_noticed(device, planted, handed_in):
+    planted("cell/layer.cuh", *ROWS_HANDED_OVER[handed_in])
+    with pytest.raises((Mismatch, KernelFault)), tiles_of(256):
+        check(make_case(*SEVERAL_TILES), torch.float32, device)
 
 
 @ONE_ARCHITECTURE

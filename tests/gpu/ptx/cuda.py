@@ -45,7 +45,7 @@ _FIELDS = {
         ("q", "pixels weight_count"),
         ("d", "eps"),
         ("i", "height width chunks images operations pitch halo inner_halo taps"),
-        ("i", "log_width log_height log_images"),
+        ("i", "log_width log_height log_images kept"),
     ],
 }
 

@@ -39,7 +39,8 @@ _REACH = define_operator(
     "Tensor weights, Tensor(c!)? weight_gradients, Tensor p_weights, Tensor? g_weights, "
     "Tensor statistics, Tensor(d!) sums, int pixels, int weight_count, float eps, int height, "
     "int width, int chunks, int images, int operations, int pitch, int halo, int inner_halo, "
-    "int taps, int log_width, int log_height, int log_images, int channels, int shared) -> ()"
+    "int taps, int log_width, int log_height, int log_images, bool kept, int channels, "
+    "int shared) -> ()"
 )
 NODES = CudaKernel("cell_nodes", torch.ops.da2s_fast.cell_nodes)
 REACH = CudaKernel("cell_reach", torch.ops.da2s_fast.cell_reach)
@@ -101,8 +102,8 @@ def tile_of(
     images: int,
     memory: int,
     shared_of: Callable[[Tile], int],
-) -> dict[str, int]:
-    """The tile by the operators' parameters, with its bytes of shared memory.
+) -> Tile:
+    """The tile of a program.
 
     A whole one, as large as threads can take, unless shared memory is short. Rows are whole; there
     are several images only if all of their rows are there.
@@ -123,11 +124,15 @@ def tile_of(
         tile = tile.half
     # Two programs of a multiprocessor hide each other's barriers and loads: worth a larger share of
     # halos, as long as half of the threads have a run of two channels.
-    each_of_two = (memory + _RESERVED) // 2 - _RESERVED
     several = tile.pixels > 1 << log_width and tile.numbers(channels) > _THREADS << _RUN
-    if several and shared_of(tile) > each_of_two >= shared_of(tile.half):
+    if several and shared_of(tile) > _each_of_two(memory) >= shared_of(tile.half):
         tile = tile.half
-    return {**tile._asdict(), "shared": shared_of(tile)}
+    return tile
+
+
+def _each_of_two(memory: int) -> int:
+    """Bytes for each of two programs of a multiprocessor, if one may have `memory`."""
+    return (memory + _RESERVED) // 2 - _RESERVED
 
 
 def _input_of(tile: Tile, windows: Windows, channels: int) -> int:
@@ -137,11 +142,10 @@ def _input_of(tile: Tile, windows: Windows, channels: int) -> int:
     return ((rows << tile.log_images) * columns + windows.halo) * channels
 
 
-def _handed_over(tile: Tile, windows: Windows, height: int, channels: int) -> int:
-    """Numbers that a tile keeps for the next: see csrc/cuda/cell/layer.cuh."""
-    if 1 << tile.log_height >= height:
-        return 0
-    return (2 * windows.halo << tile.log_width) * channels
+def _handed_of(tile: Tile, windows: Windows, height: int, channels: int) -> int:
+    """Numbers that a tile hands to the next: see csrc/cuda/cell/layer.cuh."""
+    whole = 1 << tile.log_height >= height
+    return 0 if whole else (2 * windows.halo << tile.log_width) * channels
 
 
 def nodes_arguments(layout: Layout, tasks: NodeTasks, device: torch.device) -> dict[str, Any]:
@@ -160,13 +164,15 @@ def nodes_arguments(layout: Layout, tasks: NodeTasks, device: torch.device) -> d
         singles = c * (2 + rows + 2 * _WARPS) + max((c + taps) * c + between + inputs, mixes)
         return 8 * (rows * (2 * c + _COLUMNS) + _TURN) + 4 * singles
 
+    tile = tile_of(c, layout.after, images, _shared_memory(device), shared)
     return {
         "chunk_pixels": chunk_pixels,
         "halo": first.halo,
         "second_halo": second.halo,
         "taps": taps,
-        **tile_of(c, layout.after, images, _shared_memory(device), shared),
+        **tile._asdict(),
         "channels": c,
+        "shared": shared(tile),
     }
 
 
@@ -176,30 +182,32 @@ def reach_arguments(layout: Layout, tasks: ReachTasks, device: torch.device) -> 
     windows, inner = tasks.windows, tasks.inner_windows
     taps = max(windows.taps, inner.taps)
 
-    def shared(tile: Tile) -> int:  # `ReachRoom` of csrc/cuda/cell/reach.cuh
+    def shared(tile: Tile, kept: bool = False) -> int:  # `ReachRoom` of csrc/cuda/cell/reach.cuh
         weights = (c + taps) * c
         small = c * (4 + 2 + 2 * _WARPS)
         numbers = tile.numbers(c) if c > 16 else _TILE
-        layers = (
-            _input_of(tile, windows, c),
-            *(
-                _input_of(tile, alike, c) + _handed_over(tile, alike, layout.after[0], c)
-                for alike in (windows._replace(stride=1), inner)
-            ),
-        )
-        room = 2 * numbers + max(layers)
+        inputs = [_input_of(tile, windows, c)]
+        for alike in (windows._replace(stride=1), inner):
+            handed = _handed_of(tile, alike, layout.after[0], c) if kept else 0
+            inputs.append(_input_of(tile, alike, c) + handed)
         pools = 2 * _input_of(tile, _POOL, c)  # `collect_pool` of csrc/cuda/cell/collect.cuh
         # `write_products` and `write_taps` of csrc/cuda/cell/pull.cuh; `coefficients` needs less.
         parts = max(16, taps) * _THREADS
-        behind = max(room, pools, parts)
+        behind = max(2 * numbers + max(inputs), pools, parts)
         return 8 * (2 * c + _COLUMNS + _PROGRAM) + 4 * (small + weights + behind)
 
+    memory = _shared_memory(device)
+    tile = tile_of(c, layout.after, layout.images, memory, shared)
+    two = _each_of_two(memory)
+    kept = shared(tile, kept=True) <= (two if shared(tile) <= two else memory)
     return {
         "halo": windows.halo,
         "inner_halo": inner.halo,
         "taps": taps,
-        **tile_of(c, layout.after, layout.images, _shared_memory(device), shared),
+        **tile._asdict(),
+        "kept": kept,
         "channels": c,
+        "shared": shared(tile, kept),
     }
 
 

@@ -173,6 +173,7 @@ def reach_arguments(layout: Layout, tasks: ReachTasks, device: torch.device) -> 
         weights = (c + taps) * c
         small = c * (4 + 2 + 2 * _WARPS)
         numbers = tile.numbers(c) if c > 16 else _TILE
+        # In the place of a tile's input halves.cuh has as many numbers as a tile of z.
         room = 2 * numbers + max(_input_of(tile, windows, c), _input_of(tile, inner, c))
         pools = 2 * _input_of(tile, _POOL, c)  # `collect_pool` of csrc/cuda/cell/collect.cuh
         # `write_products` and `write_taps` of csrc/cuda/cell/pull.cuh; `coefficients` needs less.

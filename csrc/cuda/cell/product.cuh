@@ -8,15 +8,16 @@
 
 namespace da2s_fast::cell {
 
-// 4 outputs of a thread's first pixels; kAll: the tile has all of them.
-template <int C, int kFirst, bool kAll>
+// 4 outputs of a thread's first pixels; kAll: the tile has all of them. Of their C inputs it takes
+// the first kBlocks times 4.
+template <int C, int kFirst, bool kAll, int kBlocks = kQuads<C>>
 __device__ __forceinline__ void product_of(int pixels, const float* between, const float* weights,
                                            float (&values)[kPixels][4]) {
   const int quad = threadIdx.x % kQuads<C>;
   const float4* rows = reinterpret_cast<const float4*>(between);
   const float4* shares = reinterpret_cast<const float4*>(weights);
 #pragma unroll 4
-  for (int block = 0; block < kQuads<C>; ++block) {
+  for (int block = 0; block < kBlocks; ++block) {
     float4 in[kFirst];
 #pragma unroll
     for (int j = 0; j < kFirst; ++j)

@@ -1,14 +1,15 @@
 // Through first layers of separable convolutions and ReLU, and through what has no layers, to the
-// states before a node, as `reach_states` of kernels/cell/reach.py has it; dense convolutions, and
-// at stride 2 what goes past the candidates, are Triton's.
+// states before a node, as `reach_states` of kernels/cell/reach.py has it; dense convolutions other
+// than FactorizedReduce's, and at stride 2 what goes past the candidates, are Triton's.
 //
 // A program has a group of rows that read one state, and a chunk of whole images. It takes the
-// layers one after the other through layer.cuh, all else through collect.cuh, and adds what each
-// hands the state to the state's gradient in global memory, which nobody else touches meanwhile in
-// these images.
+// layers one after the other through layer.cuh, what has none through collect.cuh, FactorizedReduce
+// last, through halves.cuh, and adds what each hands the state to the state's gradient in global
+// memory, which nobody else touches meanwhile in these images.
 #pragma once
 
 #include "collect.cuh"
+#include "halves.cuh"
 #include "layer.cuh"
 
 namespace da2s_fast::cell {
@@ -165,6 +166,11 @@ __device__ __forceinline__ void reach_states(const Reach& call, const ReachRoom<
   for (int layer = 0; layer < group[kGroupLength]; ++layer) {
     // The layer before reads nothing of its row behind its last barrier.
     load_row<C>(room, call.layers + (group[kGroupFirst] + layer) * kLayer);
+    if (C % 8 == 0 && room.row[kKind] == kDense) {
+      // The last two rows of a group: behind the loop, this takes fewer of its registers.
+      reach_halves<C>(call, room, group);
+      return;
+    }
     if (room.row[kKind] != kSeparable) {
       collect<C>(call, room, group);
       continue;

@@ -121,7 +121,7 @@ DA2S_TEST(cuda_every_missing_barrier_without_layers_is_noticed) {
         return Collect<16>({1, 1, 16, 20, 1, 2, 0}).run(seed).written() +
                Collect<16>({2, 1, 16, 20, 1, 2, 0}).run(seed).written();
       },
-      "/task.cuh");
+      {"/task.cuh"});
 }
 
 }  // namespace

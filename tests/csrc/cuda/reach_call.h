@@ -77,6 +77,8 @@ struct ReachCall {
     need(2 * 4 * cell::kPixels * cell::kThreads + input_of(extents.tile(channels, around, stride)) +
          handed);
   }
+  // FactorizedReduce: what both halves have read, next to a tile of dz.
+  void need_halves() { need_layers(0, 1); }
   void need_pools() {
     const int64_t scratch = 4 * cell::kThreads;  // two doubles per thread
     need(std::max(scratch, 2 * input_of(extents.tile(channels, 1, 1))));
@@ -182,8 +184,7 @@ struct ReachCall {
     products = channels;
   }
   int64_t bytes() const {
-    // Gradients of weights, where there are layers.
-    const int64_t parts = taps > 0 ? std::max(16, taps) * cell::kThreads : 0;
+    const int64_t parts = weight_gradients.size() > 0 ? std::max(16, taps) * cell::kThreads : 0;
     return 8 * (2 * channels + cell::kLayer + cell::kGroup + 1) + sizeof(cell::Program) +
            4 * (channels * (4 + 2 + 2 * cell::kWarps + products + taps) + std::max(room, parts));
   }

@@ -19,6 +19,7 @@ PLANS = {
     "two layers": CellPlan(8, ONLY_SEPARABLE, 1, False, ("conv",)),
     "pools": CellPlan(4, ("sep_conv_3x3", *POOLS), 1, False, ("conv", "identity")),
     "reduction": CellPlan(16, ("skip_connect", "dil_conv_5x5", *POOLS), 1, True, ("conv",)),
+    "halves": CellPlan(8, ("skip_connect", "max_pool_3x3"), 1, True, ("identity",)),
     "partial": CellPlan(16, ("sep_conv_5x5", "max_pool_3x3"), 1, True, ("identity",), 4),
     "widest": CellPlan(4, ("sep_conv_7x7",), 1, False, ("identity",)),
     "shuffled": CellPlan(16, ("dil_conv_5x5", "max_pool_3x3"), 2, True, ("conv",), 4),

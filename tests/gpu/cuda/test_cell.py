@@ -36,6 +36,7 @@ def test_as_accurate_as_eager(device, name):
     [
         ("sm_80", "pools"),
         ("sm_80", "shuffled"),
+        ("sm_80", "halves"),
         ("sm_90", "reduction"),
         ("sm_90", "widest"),
         ("sm_90", "all kinds"),
@@ -43,6 +44,7 @@ def test_as_accurate_as_eager(device, name):
         pytest.param("gpu", "pools", marks=pytest.mark.gpu),
         pytest.param("gpu", "all kinds", marks=pytest.mark.gpu),
         pytest.param("gpu", "shuffled", marks=pytest.mark.gpu),
+        pytest.param("gpu", "halves", marks=pytest.mark.gpu),
         pytest.param("gpu", "reduction", marks=pytest.mark.gpu),
         pytest.param("gpu", "widest", marks=pytest.mark.gpu),
         pytest.param("gpu", "two layers", marks=pytest.mark.gpu),
@@ -63,8 +65,9 @@ def test_gradients_of_a_chunk_of_several_tiles(device):
 
 
 @ONE_PLACE
-def test_weights_that_want_no_gradients_change_no_others(device):
-    case = on(make_case(SMALL, (2, 5, 7)).to(torch.float32), device)
+@pytest.mark.parametrize("name", ["two layers", "halves"])
+def test_weights_that_want_no_gradients_change_no_others(device, name):
+    case = on(make_case(PLANS[name], (2, 5, 7)).to(torch.float32), device)
     _, _, (inputs, p, g, _) = gradients_of(case)
     mask = [True] * (len(inputs) + 2) + [False]
     _, _, (own_inputs, own_p, own_g, weights) = gradients_of(case, mask=mask)
@@ -72,6 +75,14 @@ def test_weights_that_want_no_gradients_change_no_others(device):
     assert torch.equal(p, own_p)
     assert torch.equal(g, own_g)
     assert weights.numel() == 0
+
+
+@ONE_PLACE
+@pytest.mark.parametrize(("channels", "parts"), [(16, 1), (32, 2), (32, 1), (64, 1)])
+def test_gradients_through_halves(device, channels, parts):
+    """Of given statistics, and of partial channels too."""
+    plan = CellPlan(channels, ("skip_connect",), 1, True, ("identity",), parts)
+    check(make_case(plan, (3, 3, 10), frozen="some"), torch.float32, device)
 
 
 @ONE_PLACE

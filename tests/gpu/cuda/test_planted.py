@@ -26,6 +26,7 @@ from tests.ops.compare import Mismatch
 
 CONVOLVE, PULL, REACH = "cell/convolve.cuh", "cell/pull.cuh", "cell/reach.cuh"
 COLLECT, REACH_STATES = "cell/collect.cuh", "cell/reach_states.cuh"
+HALVES = "cell/halves.cuh"
 
 
 @ONE_ARCHITECTURE
@@ -113,6 +114,28 @@ def test_planted_bugs_of_what_has_no_layers_are_noticed(device, planted, old, ne
     planted(COLLECT, old, new)
     with pytest.raises((Mismatch, KernelFault)):
         check(make_case(PLANS["all kinds"], (2, 5, 7)), torch.float32, device)
+
+
+@ONE_ARCHITECTURE
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        # The second half's pixels of the state: a column before, a row that there is not.
+        ("* row[kWidth] + half;", "* row[kWidth];"),
+        ("y + 1 < row[kHeight]", "y < row[kHeight]"),
+        # The first half's in its place: columns of dz, inputs.
+        ("kThreads + half * (C / 2),", "kThreads,"),
+        ("? room.between : room.tile;", "? room.between : room.between;"),
+        # What ReLU held back, what is there already.
+        ("x.x == 0 ? 0 : v[0]", "v[0]"),
+        ("before[j].x + (", "("),
+    ],
+    ids=["column", "row", "half", "input", "ReLU", "sum"],
+)
+def test_planted_bugs_of_halves_are_noticed(device, planted, old, new):
+    planted(HALVES, old, new)
+    with pytest.raises((Mismatch, KernelFault)):
+        check(make_case(PLANS["halves"], (2, 5, 7)), torch.float32, device)
 
 
 @ONE_ARCHITECTURE

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 import torch
 
-from da2s_fast.kernels.cell.rows import Task, Wait, Work
+from da2s_fast.kernels.cell.rows import BYPASS, DENSE, Group, Layer, Task, Wait, Work
 from da2s_fast.ops.cell.plan import CellPlan
 from da2s_fast.ops.cell.triton.layout import Layout, layout_of
 from da2s_fast.ops.cell.triton.packs import Rows
@@ -76,6 +76,44 @@ def test_first_layers_go_ahead_of_a_node_that_they_do_not_read():
 
     assert is_ahead(save=True)
     assert not is_ahead(save=False)
+
+
+def test_what_is_left_to_triton():
+    """Inputs' sums are among the tasks where nothing is."""
+
+    def left(plan: CellPlan) -> set[int]:
+        reaching = tables_for(plan, True).reaching
+        layers = rows_of(reaching.layers, Layer)
+        groups = rows_of(reaching.others, Group)
+        kinds = {row.kind for own in groups for row in layers[own.first : own.first + own.length]}
+        assert reaching.inputs == (not kinds)
+        assert reaching.dense == (DENSE.value in kinds)
+        return kinds
+
+    assert left(TABLES["DA2S, reduction"]) == set()
+    assert left(PLANS["partial"]) == {BYPASS.value}
+    assert left(CellPlan(4, ("skip_connect",), 1, True, ("identity",))) == {DENSE.value}
+    assert left(CellPlan(8, ("nor_conv_1x1",), 1, True, ("identity",))) == {DENSE.value}
+
+
+@pytest.mark.parametrize("name", ["reduction", "halves", "DA2S, reduction"])
+def test_both_halves_come_last_and_follow_one_another(name):
+    reaching = tables_for(TABLES[name], True).reaching
+    layers, groups = rows_of(reaching.layers, Layer), rows_of(reaching.groups, Group)
+    found = 0
+    for group in groups:
+        rows = layers[group.first : group.first + group.length]
+        places = [place for place, row in enumerate(rows) if row.kind == DENSE.value]
+        if not places:
+            continue
+        found += 1
+        assert places == [len(rows) - 2, len(rows) - 1]
+        first, second = rows[-2:]
+        channels = first.cout
+        assert second == first._replace(
+            product=first.product + 2 * channels**2, column=channels, padding=-1
+        )
+    assert found > 0
 
 
 class _Without:

@@ -120,9 +120,6 @@ def chunked_network(name: str, images: int) -> list[Chunked]:
     return found
 
 
-_PARTLY = ("reach_states", "candidate_sums", *COUNTING)
-
-
 def executed_network(memory: Memory) -> list[Row]:
     """The network's rows, with the sectors of all launches; then with kernels of csrc/cuda."""
     launcher = PtxLauncher(_FIRST)
@@ -134,8 +131,8 @@ def executed_network(memory: Memory) -> list[Row]:
 
     def start(launch: Launch) -> None:
         name = network.kernel_of(launch)
-        # What is left to Triton has been metered, but for that of which a part is left.
-        if isinstance(launch.kernel, CudaKernel) or name in _PARTLY:
+        # What is left to Triton has been metered, but for what counts for csrc/cuda's kernels.
+        if isinstance(launch.kernel, CudaKernel) or name in COUNTING:
             launcher(launch)
         else:
             launcher.meters.append(metered[name].pop(0))

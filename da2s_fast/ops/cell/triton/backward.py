@@ -169,12 +169,12 @@ class _Backward:
         tasks = self.call.tables.reaching
         if tasks.late:
             self._reach_compiled(sum(tasks.lengths))
-            self._reach_states(tasks.others, tasks.layers, False, self.call.layout.denses)
+            self._reach_states(tasks.others, tasks.layers, False, tasks.dense)
             return
         for place, step in enumerate(rounds, 1):
             self._reach_compiled(tasks.lengths[place - 1])
             reaching = step.reaching
-            self._reach_states(reaching.others, reaching.layers, False, reaching.dense)
+            self._reach_states(reaching.others, reaching.layers, False, tasks.dense)
             if self.again and place < len(rounds):
                 layers_again(self.call, place)
 

@@ -102,7 +102,7 @@ class CellRows:
         return self.layout.norms[slot], int(slot in self.frozen)
 
     def _layer(self, edge: EdgePlan, operation: str, half: int) -> list[Layer]:
-        """A convolution's rows, two for FactorizedReduce."""
+        """A convolution's rows, two for FactorizedReduce, whose weights follow one another."""
         layout, key = self.layout, (edge.row, operation, half)
         statistics, frozen = self._norm(edge, operation, half)
         at = layout.weights[self.plan.weight_slots[edge.row, operation]]

@@ -186,6 +186,7 @@ def reach_arguments(layout: Layout, tasks: ReachTasks, device: torch.device) -> 
         weights = (c + taps) * c
         small = c * (4 + 2 + 2 * _WARPS)
         numbers = tile.numbers(c) if c > 16 else _TILE
+        # In the place of a tile's input halves.cuh has as many numbers as a tile of z.
         inputs = [_input_of(tile, windows, c)]
         for alike in (windows._replace(stride=1), inner):
             handed = _handed_of(tile, alike, layout.after[0], c) if kept else 0

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from da2s_fast.kernels.cell.rows import SEPARABLE, Group, Layer, Work
+from da2s_fast.kernels.cell.rows import DENSE, SEPARABLE, Group, Layer, Work
 from da2s_fast.ops.cell.triton.cell_rows import CellRows
 from da2s_fast.ops.cell.triton.packs import Rows, Windows, windows_of
 from da2s_fast.ops.cell.triton.reaching import ReachingRows
@@ -47,6 +47,7 @@ class ReachTasks(NamedTuple):
         lengths: how many tasks there are for each node, the last first.
         inner_windows: of second layers.
         windows: of first layers.
+        dense: whether dense convolutions are among `others`.
         late: whether `others` can wait until all tasks are done.
         inputs: whether the sums of preprocessed inputs are among the tasks.
     """
@@ -61,6 +62,7 @@ class ReachTasks(NamedTuple):
     lengths: tuple[int, ...]
     inner_windows: Windows
     windows: Windows
+    dense: bool
     late: bool
     inputs: bool
 
@@ -87,7 +89,9 @@ class ReachTaskRows:
             self._add(own)
             self.lengths.append(len(self.own.tasks) - before)
         self.windows = windows_of([row for row in self.layers if row.kind == SEPARABLE.value])
+        before = len(self.layers)
         self.others = self._others(nodes)
+        self.dense = any(row.kind == DENSE.value for row in self.layers[before:])
         if not self.others:
             self._sum_inputs()
 
@@ -119,6 +123,7 @@ class ReachTaskRows:
             tuple(self.lengths),
             inner_windows=windows_of(self.seconds),
             windows=self.windows,
+            dense=self.dense,
             late=self.layout.save and all(group.state in inputs for group in self.others),
             inputs=not self.others,
         )

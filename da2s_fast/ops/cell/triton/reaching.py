@@ -19,7 +19,7 @@ class Reaching(NamedTuple):
 
     Attributes:
         layers: the rows of all groups, of a group those first that csrc/cuda has a kernel for,
-            separable convolutions before all others.
+            separable convolutions before all others, FactorizedReduce's halves behind them.
         groups: of all rows.
         others: of those that csrc/cuda has no kernel for; no groups where there are none.
         separable: whether separable convolutions are among the rows.
@@ -67,8 +67,9 @@ def reaching_of(
             for row in mixed
             if row.edge == edge.row and row.kind in _WITHOUT_LAYERS
         ]
-        layers.sort(key=lambda row: (not _is_compiled(row), not _is_separable(row)))
-        start, count = len(found.layers), sum(map(_is_compiled, layers))
+        channels = cell.plan.mixed_channels
+        layers.sort(key=lambda row: (not _is_compiled(row, channels), _rank(row)))
+        start, count = len(found.layers), sum(_is_compiled(row, channels) for row in layers)
         found.layers.extend(layers)
         found.groups.append(cell.group(state, start, len(layers)))
         found.compiled.append(cell.group(state, start, count))
@@ -77,12 +78,16 @@ def reaching_of(
     return found
 
 
-def _is_compiled(row: Layer) -> bool:
-    """Whether csrc/cuda has a kernel for it."""
+def _is_compiled(row: Layer, channels: int) -> bool:
+    """Whether csrc/cuda has a kernel for it; channels are those that candidates see."""
     if row.kind == rows.BYPASS.value:
         return row.stride == 1
-    return row.kind != rows.DENSE.value
+    if row.kind == rows.DENSE.value:
+        # FactorizedReduce: a thread has 4 channels, all of one half.
+        return row.cout < channels and channels % 8 == 0
+    return True
 
 
-def _is_separable(row: Layer) -> bool:
-    return row.kind == rows.SEPARABLE.value
+def _rank(row: Layer) -> int:
+    """Where it comes in its group."""
+    return {rows.SEPARABLE.value: 0, rows.DENSE.value: 2}.get(row.kind, 1)

@@ -117,8 +117,9 @@ __device__ __forceinline__ void reach_halves(const Reach& call, const ReachRoom<
                                              const int64_t* group) {
   const int64_t* row = room.row;
   coefficients<C>(call, row, room.coefficients, reinterpret_cast<double*>(room.dz));
-  for (int i = threadIdx.x; i < C * C; i += kThreads)
-    room.product[i] = call.weights[row[kProduct] + i];
+  const auto* weights = reinterpret_cast<const float4*>(call.weights + row[kProduct]);
+  for (int i = threadIdx.x; i < C * kQuads<C>; i += kThreads)
+    reinterpret_cast<float4*>(room.product)[i] = weights[i];
   __syncthreads();
   // Where a thread's outputs of the weights are, see `add_products`.
   const int out = threadIdx.x % (kQuads<C> * kQuads<C>) / kQuads<C>;

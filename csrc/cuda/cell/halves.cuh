@@ -118,8 +118,7 @@ __device__ __forceinline__ void reach_halves(const Reach& call, const ReachRoom<
                                              const int64_t* group) {
   const int64_t* row = room.row;
   coefficients<C>(call, row, room.coefficients, reinterpret_cast<double*>(room.dz));
-  for (int i = this_thread(); i < C * C; i += kThreads)
-    room.product[i] = call.weights[row[kProduct] + i];
+  load_weights<C>(call, room);
   __syncthreads();
   const bool wanted = call.weight_gradients != nullptr;
   float products[4][4] = {};

@@ -112,12 +112,19 @@ __device__ void load_spatial(const Reach& call, const ReachRoom<C>& room) {
   }
 }
 
+// Weights of a product, (outputs, C).
+template <int C>
+__device__ void load_weights(const Reach& call, const ReachRoom<C>& room) {
+  const auto* from = reinterpret_cast<const float4*>(call.weights + room.row[kProduct]);
+  for (int i = this_thread(); i < C * kQuads<C>; i += kThreads)
+    reinterpret_cast<float4*>(room.product)[i] = from[i];
+}
+
 // What is to be known of a layer, behind the barrier that its row is there; another barrier comes
 // after it. `halo`: around tiles of its input.
 template <int C>
 __device__ void load_layer(const Reach& call, const ReachRoom<C>& room, int halo) {
-  const int thread = this_thread();
-  if (thread == 0) {
+  if (this_thread() == 0) {
     const auto tile = [&](int halo, int stride) {
       return tile_of(C, call.log_width, call.log_height, call.log_images, halo, stride);
     };
@@ -126,8 +133,7 @@ __device__ void load_layer(const Reach& call, const ReachRoom<C>& room, int halo
   }
   coefficients<C>(call, room.row, room.coefficients, reinterpret_cast<double*>(room.dz));
   load_spatial<C>(call, room);
-  for (int i = thread; i < C * C; i += kThreads)
-    room.product[i] = call.weights[room.row[kProduct] + i];
+  load_weights<C>(call, room);
 }
 
 }  // namespace da2s_fast::cell

@@ -87,7 +87,7 @@ __device__ __forceinline__ float* handed_of(const ReachRoom<C>& room) {
 }
 
 // Where there is not enough of that, they go to the layer's room in global memory, which has all
-// rows. Begin of one of them.
+// rows: where one of them begins.
 template <int C>
 __device__ __forceinline__ float* row_of(const Reach& call, const ReachRoom<C>& room, int image,
                                          int y) {

@@ -41,9 +41,9 @@ struct ReachRoom {
   float* norm;          // (2, C)
   float* partial;       // (warps, C, 2)
   float* product;       // (outputs, C)
-  float* spatial;       // (taps, C)
-  float* dz;            // (pixels of the tile, C)
+  float* dz;            // (pixels of the tile, C), then what comes back to the input
   float* between;       // likewise, of depthwise results, then of what the product has reached
+  float* spatial;       // (taps, C)
   float* tile;          // and behind it what the next tile needs of this one
 
   __device__ ReachRoom(char* start, const Reach& call) {
@@ -86,8 +86,7 @@ __device__ __forceinline__ void write_sums(const Reach& call, const ReachRoom<C>
 // What the layer before needed may go; the row is there behind a barrier.
 template <int C>
 __device__ void load_row(const ReachRoom<C>& room, const int64_t* row) {
-  const int thread = this_thread();
-  for (int i = thread; i < kLayer; i += kThreads) room.row[i] = row[i];
+  for (int i = this_thread(); i < kLayer; i += kThreads) room.row[i] = row[i];
   __syncthreads();
 }
 
@@ -102,11 +101,10 @@ __device__ void for_tiles(Tile tile, int height, const Program& program, Work wo
 // would be kept in registers, for all sizes, from layer to layer.
 template <int C>
 __device__ void load_spatial(const Reach& call, const ReachRoom<C>& room) {
-  const int thread = this_thread();
   const int kernel = static_cast<int>(room.row[kKernel]), taps = kernel * kernel;
   const float* from = call.weights + room.row[kSpatial];
 #pragma unroll 1
-  for (int i = thread; i < taps * C; i += kThreads) {
+  for (int i = this_thread(); i < taps * C; i += kThreads) {
     const int tap = i / C, c = i % C;
     room.spatial[i] = from[c * taps + tap];
   }

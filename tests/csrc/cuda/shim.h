@@ -215,14 +215,8 @@ inline void Program::run() {
     if (fiber.state != State::done) throw std::runtime_error("a barrier that not all come to");
 }
 
-// These sources know no instruction sets: once is enough. ThreadSanitizer knows no fibers.
-inline bool wanted() {
-#ifdef __SANITIZE_THREAD__
-  return false;
-#else
-  return chosen_isa() == Isa::portable;
-#endif
-}
+// These sources know no instruction sets: once is enough.
+inline bool wanted() { return chosen_isa() == Isa::portable; }
 
 // Start `body(shared)` for every program of a grid, each with `bytes` of shared memory, all NaN.
 template <class Body>

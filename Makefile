@@ -37,9 +37,8 @@ $(STAMP): pyproject.toml setup.py csrc/cpu/isa_flags.txt $(filter csrc/%,$(CSRC)
 search: setup
 	$(BIN)/da2s search --data digits --output runs/digits-$$(date +%Y%m%d-%H%M%S)
 
-# Two processes, because most tests keep one thread busy; each takes up to 3 GB.
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest
 
 # A copy, because the library that is compiled against that torch lies beside the sources. Without
 # the GPU library, which takes nvcc longer than everything else together.

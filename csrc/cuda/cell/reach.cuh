@@ -86,7 +86,8 @@ __device__ __forceinline__ void write_sums(const Reach& call, const ReachRoom<C>
 // What the layer before needed may go; the row is there behind a barrier.
 template <int C>
 __device__ void load_row(const ReachRoom<C>& room, const int64_t* row) {
-  for (int i = this_thread(); i < kLayer; i += kThreads) room.row[i] = row[i];
+  const int thread = this_thread();
+  for (int i = thread; i < kLayer; i += kThreads) room.row[i] = row[i];
   __syncthreads();
 }
 
@@ -101,10 +102,11 @@ __device__ void for_tiles(Tile tile, int height, const Program& program, Work wo
 // would be kept in registers, for all sizes, from layer to layer.
 template <int C>
 __device__ void load_spatial(const Reach& call, const ReachRoom<C>& room) {
+  const int thread = this_thread();
   const int kernel = static_cast<int>(room.row[kKernel]), taps = kernel * kernel;
   const float* from = call.weights + room.row[kSpatial];
 #pragma unroll 1
-  for (int i = this_thread(); i < taps * C; i += kThreads) {
+  for (int i = thread; i < taps * C; i += kThreads) {
     const int tap = i / C, c = i % C;
     room.spatial[i] = from[c * taps + tap];
   }

@@ -45,21 +45,6 @@ __device__ void add_lanes(const float (&first)[4], const float (&second)[4], flo
   add_numbers<C>(both, partial);
 }
 
-// Likewise of values and of their products with others.
-template <int C>
-__device__ void add_pairs(const float (&values)[kPixels][4], const float (&others)[kPixels][4],
-                          float* partial) {
-  float sums[4] = {}, products[4] = {};
-#pragma unroll
-  for (int i = 0; i < 4; ++i)
-#pragma unroll
-    for (int j = 0; j < kPixels; ++j) {
-      sums[i] += values[j][i];
-      products[i] += values[j][i] * others[j][i];
-    }
-  add_lanes<C>(sums, products, partial);
-}
-
 // Sums of a tile's values: (warps, C). Pixels of which `at` is negative have none.
 template <int C>
 __device__ __forceinline__ void add_values(const float (&values)[kPixels][4],

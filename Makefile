@@ -37,14 +37,18 @@ $(STAMP): pyproject.toml setup.py csrc/cpu/isa_flags.txt $(filter csrc/%,$(CSRC)
 search: setup
 	$(BIN)/da2s search --data digits --output runs/digits-$$(date +%Y%m%d-%H%M%S)
 
+# A process for each processor, each with one thread: tests of several threads ask for them.
+TOGETHER := -n auto --maxprocesses 8 --dist worksteal
+test: export OMP_NUM_THREADS := 1
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TOGETHER)
 
 # A copy, because the library that is compiled against that torch lies beside the sources. Without
 # the GPU library, which takes nvcc longer than everything else together.
 OLDEST := build/oldest
 OLDEST_TORCH := torch==2.10.0 torchvision==0.25.0
 OLDEST_TESTS := $(addprefix tests/,ops nn search train data report spaces commands test_cli.py)
+test-oldest: export OMP_NUM_THREADS := 1
 test-oldest: export DA2S_DATA ?= $(abspath ../shared/data)
 test-oldest:
 	mkdir -p $(OLDEST)
@@ -52,7 +56,7 @@ test-oldest:
 	git ls-files -z --cached --others --exclude-standard | tar -c --null -T - | tar -x -C $(OLDEST)
 	rm -f $(OLDEST)/$(STAMP)
 	CUDA_HOME=none $(MAKE) -C $(OLDEST) setup TORCH="$(OLDEST_TORCH)"
-	cd $(OLDEST) && $(BIN)/python -m pytest $(OLDEST_TESTS)
+	cd $(OLDEST) && $(BIN)/python -m pytest $(TOGETHER) $(OLDEST_TESTS)
 
 sanitize:
 	$(MAKE) -C tests/csrc -j$(shell nproc 2>/dev/null || echo 2)

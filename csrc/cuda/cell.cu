@@ -1,33 +1,4 @@
-// The kernels of csrc/cuda/cell, and the operators that start them. Without torch (DA2S_STANDALONE)
-// there are only the kernels: that is how tests compile them.
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
-#include "cell/backward.cuh"
-#include "cell/nodes.cuh"
-
-// `resident`: programs that a multiprocessor has shared memory for, and registers must suffice for.
-// From launch bounds alone nvcc does not conclude how many rounds loops over threads take: it would
-// keep addresses in registers for rounds that there are not.
-#define DA2S_KERNEL(name, Call, resident, ...)                                      \
-  extern "C" __global__ void __launch_bounds__(da2s_fast::cell::kThreads, resident) \
-      name(const __grid_constant__ da2s_fast::cell::Call call) {                    \
-    __builtin_assume(threadIdx.x < da2s_fast::cell::kThreads);                      \
-    extern __shared__ __align__(16) char shared[];                                  \
-    da2s_fast::cell::__VA_ARGS__(call, shared);                                     \
-  }
-#define DA2S_CHANNELS(C)                             \
-  DA2S_KERNEL(cell_nodes_##C, Nodes, 2, nodes<C>)    \
-  DA2S_KERNEL(cell_reach_##C, Reach, 2, reach<C, 5>) \
-  DA2S_KERNEL(cell_reach_##C##_7x7, Reach, 1, reach<C, 7>)
-
-DA2S_CHANNELS(4)
-DA2S_CHANNELS(8)
-DA2S_CHANNELS(16)
-DA2S_CHANNELS(32)
-DA2S_CHANNELS(64)
-
-#ifndef DA2S_STANDALONE
+// The operators that start the kernels of csrc/cuda/cell.
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
@@ -35,6 +6,14 @@ DA2S_CHANNELS(64)
 
 #include <optional>
 #include <vector>
+
+#include "cell/kernels.cuh"
+
+DA2S_DECLARE_KERNELS(4)
+DA2S_DECLARE_KERNELS(8)
+DA2S_DECLARE_KERNELS(16)
+DA2S_DECLARE_KERNELS(32)
+DA2S_DECLARE_KERNELS(64)
 
 namespace da2s_fast {
 namespace {
@@ -175,4 +154,3 @@ STABLE_TORCH_LIBRARY_IMPL(da2s_fast, CUDA, library) {
   library.impl("cell_nodes", TORCH_BOX(&da2s_fast::cell_nodes));
   library.impl("cell_reach", TORCH_BOX(&da2s_fast::cell_reach));
 }
-#endif

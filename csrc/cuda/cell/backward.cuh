@@ -8,6 +8,7 @@
 #pragma once
 
 #include "candidate_sums.cuh"
+#include "entry.cuh"
 #include "reach_inner.cuh"
 #include "reach_states.cuh"
 #include "task.cuh"
@@ -33,3 +34,6 @@ __device__ __forceinline__ void reach(const Reach& call, char* shared) {
 }
 
 }  // namespace da2s_fast::cell
+
+#define DA2S_CELL_REACH(C) DA2S_ENTRY(cell_reach_##C, Reach, 2, reach<C, 5>)
+#define DA2S_CELL_REACH_7X7(C) DA2S_ENTRY(cell_reach_##C##_7x7, Reach, 1, reach<C, 7>)

@@ -7,6 +7,11 @@
 // from there the state leaves in one piece, the output in whatever order it has.
 #pragma once
 
+#ifdef __CUDACC__
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#endif
+
 #include "bypass.cuh"
 #include "convolve.cuh"
 

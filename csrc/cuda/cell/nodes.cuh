@@ -5,6 +5,7 @@
 // of the driver knows.
 #pragma once
 
+#include "entry.cuh"
 #include "mix.cuh"
 
 namespace da2s_fast::cell {
@@ -26,3 +27,5 @@ __device__ __forceinline__ void nodes(const Nodes& call, char* shared) {
 }
 
 }  // namespace da2s_fast::cell
+
+#define DA2S_CELL_NODES(C) DA2S_ENTRY(cell_nodes_##C, Nodes, 2, nodes<C>)

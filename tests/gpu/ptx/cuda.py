@@ -23,9 +23,10 @@ _ROOT = Path(__file__).parents[3]
 # Tests plant faults in copies.
 SOURCES = _ROOT / "csrc"
 _BUILT = _ROOT / "build" / "ptx"
+_HEADERS = {"cell_nodes": "nodes.cuh", "cell_reach": "backward.cuh"}
 # Of a program; kThreads of csrc/cuda/cell/tile.cuh.
 _WARPS = 8
-_FLAGS = ("-std=c++17", "-O3", "-DDA2S_STANDALONE")
+_FLAGS = ("-std=c++17", "-O3")
 MISSING = "nvcc was not found: CUDA kernels are NOT executed here, install the CUDA toolkit"
 
 # The struct that a kernel gets: its fields in order, with the letters of the struct module.
@@ -56,7 +57,7 @@ def has_nvcc() -> bool:
 
 
 class CudaCompiled(Compiled):
-    """An entry of csrc/cuda/cell.cu."""
+    """A kernel of csrc/cuda/cell."""
 
     @property
     def static(self) -> Static:
@@ -88,40 +89,38 @@ def compile_cuda(launch: Launch, arch: int) -> CudaCompiled:
 
 
 def entry_of(launch: Launch) -> str:
-    """The kernel's name in csrc/cuda/cell.cu."""
+    """The name of the kernel that a launch starts: with the number of channels."""
     given, name = launch.arguments, launch.kernel.name
     suffix = "_7x7" if name == "cell_reach" and given["taps"] > 25 else ""
     return f"{name}_{given['channels']}{suffix}"
 
 
-def digest_of(sources: Path) -> str:
-    """Of everything that the kernels are made of."""
-    digest = hashlib.sha256(" ".join(_FLAGS).encode())
-    for path in sorted((sources / "cuda").rglob("*.cu*")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
 @cache
 def _ptx(entry: str, arch: int, sources: Path) -> str:
-    """PTX of a kernel of cuda/cell.cu."""
+    """PTX of a kernel, and of no other: all of them take nvcc minutes."""
+    (name, channels, suffix), *_ = re.findall(r"([a-z_]+)_(\d+)(\w*)", entry)
+    header = sources / "cuda/cell" / _HEADERS[name]
 
     def compiled(folder: Path) -> str:
         source, made = folder / "cell.cu", folder / "cell.ptx"
-        source.write_text(_alone(entry, (sources / "cuda/cell.cu").read_text()))
-        options = "-ptx", f"-arch=compute_{arch}", f"-I{sources / 'cuda'}"
-        _nvcc(*options, str(source), "-o", str(made))
+        source.write_text(f'#include "{header}"\n{f"DA2S_{name}{suffix}".upper()}({channels})\n')
+        _nvcc("-ptx", f"-arch=compute_{arch}", str(source), "-o", str(made))
         return made.read_text()
 
-    return _kept(f"{digest_of(sources)[:16]}-{entry}-{arch}.ptx", compiled)
+    return _kept(f"{_digest_of(header)[:16]}-{entry}-{arch}.ptx", compiled)
 
 
-def _alone(entry: str, source: str) -> str:
-    """The text of cell.cu with one kernel only: all of them take nvcc minutes."""
-    channels = re.search(r"\d+", entry)[0]
-    line = "##C##".join(entry.split(channels, 1)).removesuffix("##")
-    source = re.sub(rf"(?m)^DA2S_CHANNELS\((?!{channels}\)).*$", "", source)
-    return re.sub(rf"(?m)^  DA2S_KERNEL\((?!{line},).*$", r"  \\", source)
+def _digest_of(header: Path) -> str:
+    """Of everything that a kernel is made of."""
+    digest = hashlib.sha256(" ".join(_FLAGS).encode())
+    waiting, known = [header], {header}
+    while waiting:
+        text = waiting.pop().read_text()
+        digest.update(text.encode())
+        included = {header.parent / name for name in re.findall(r'(?m)^#include "(.+)"', text)}
+        waiting += sorted(included - known)
+        known |= included
+    return digest.hexdigest()
 
 
 @cache

@@ -1,0 +1,3 @@
+#include "cell/kernels.cuh"
+
+DA2S_KERNELS(8)

@@ -39,7 +39,8 @@ class Layer(NamedTuple):
         gradient_pitch: its numbers from pixel to pixel.
         sums: partial sums of that gradient, alone and times z.
         reached: room for the gradient before the product, among the gradients.
-        inner_gradient: the gradient at the inner norm, likewise.
+        inner_gradient: the gradient at the inner norm, likewise; of a preprocessed input, for
+            csrc/cuda, what is to be added to its gradient, 0 if there is nothing.
         inner_sums: its partial sums.
     """
 

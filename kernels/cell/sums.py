@@ -246,11 +246,11 @@ def begin(
     """Write what reaches states from outside the cell, and sums of the last node's candidates.
 
     Given:
-        table: of `Group`, one for every state.
+        table: of `Group`: every place where a state's gradient is collected, nodes' last.
         groups: how many.
         rows: of `Layer`, the last node's candidates.
         gradient: of the output, any type and strides.
-        first_output: the first state that is part of the output.
+        first_output: the first group whose state is part of the output.
         node_states: where nodes begin among the states.
         in_pixels: of an input state.
         in_size: pixels of one of its images.

@@ -108,6 +108,21 @@ __device__ __forceinline__ void candidate_sums(const Reach& call, const ReachRoo
     write_sums<C>(call, room, row[kSums], channel, C);
 }
 
+// Add what was collected beside an input's gradient to it, in the chunk's images.
+template <int C>
+__device__ __forceinline__ void add_beside(const Reach& call, const ReachRoom<C>& room) {
+  const int64_t *row = room.row, numbers = row[kHeight] * row[kWidth] * call.pitch;
+  auto* to = reinterpret_cast<float4*>(call.gradients + row[kGradient]);
+  const auto* beside = reinterpret_cast<const float4*>(call.gradients + row[kInnerGradient]);
+  const int64_t end = room.program->end * numbers / 4;
+#pragma unroll 4
+  for (int64_t i = room.program->first * numbers / 4 + threadIdx.x; i < end; i += kThreads) {
+    const float4 v = beside[i], before = to[i];
+    to[i] = make_float4(before.x + v.x, before.y + v.y, before.z + v.z, before.w + v.w);
+  }
+  __syncthreads();
+}
+
 // What a norm returned is the state itself. Of partial channels, which are all an input's, as many
 // at a time as candidates see.
 template <int C>
@@ -116,6 +131,7 @@ __device__ __forceinline__ void input_sums(const Reach& call, const ReachRoom<C>
   load_row<C>(room, from);
   const int64_t *row = room.row, size = row[kHeight] * row[kWidth];
   const int pitch = call.pitch, c = threadIdx.x % kQuads<C> * 4;
+  if (row[kInnerGradient] > 0) add_beside<C>(call, room);
   for (int column = 0; column < pitch; column += C) {
     const float* gradient = call.gradients + row[kGradient] + column + c;
     const float* state = call.states + row[kSource] + column + c;

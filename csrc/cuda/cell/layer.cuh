@@ -86,13 +86,14 @@ __device__ __forceinline__ float* handed_of(const ReachRoom<C>& room) {
   return room.tile + input_pixels(room.program->input) * C;
 }
 
-// Where there is not enough of that, they go to the layer's room in global memory, which has all
-// rows: where one of them begins.
+// Where there is not enough of that, they go to the layer's room in global memory, to the chunk's
+// first rows there, whichever they are: memory that stays in the cache. Where row y of an image
+// begins, of which row `top` is the first that is handed over.
 template <int C>
-__device__ __forceinline__ float* row_of(const Reach& call, const ReachRoom<C>& room, int image,
-                                         int y) {
-  return call.gradients + room.row[kReached] +
-         (int64_t(image) * call.height + y) * (call.width * C);
+__device__ __forceinline__ float* row_of(const Reach& call, const ReachRoom<C>& room, int y,
+                                         int top) {
+  const int64_t place = int64_t(room.program->first) * call.height + y - (top > 0 ? top : 0);
+  return call.gradients + room.row[kReached] + place * (call.width * C);
 }
 
 // Fill the room's tile, `reached`, with the rows above `top`, which were handed over, and
@@ -102,18 +103,18 @@ __device__ __forceinline__ void gather_rows(const Reach& call, const ReachRoom<C
                                             const Tile& reached, int top) {
   const float* handed = handed_of<C>(room);
   const int above = top - (reached.top - reached.halo);
-  fill_tile<C>(room.tile, reached, call.height, call.width, 1, room.program->end,
-               [&](const Line& line) {
-                 const int y = line.y - top, before = line.image - reached.image << call.log_height;
-                 const float* near = y < 0 ? handed + ((y + above) << call.log_width) * C
-                                           : room.between + ((y + before) << call.log_width) * C;
-                 const float* far = row_of<C>(call, room, line.image, line.y);
-                 const bool away = y < 0 && !call.kept;
-                 return [=](int x, int c) {
-                   if (away) return *reinterpret_cast<const float4*>(far + x * C + c);
-                   return *reinterpret_cast<const float4*>(near + x * C + c);
-                 };
-               });
+  fill_tile<C>(
+      room.tile, reached, call.height, call.width, 1, room.program->end, [&](const Line& line) {
+        const int y = line.y - top, before = (line.image - reached.image) << call.log_height;
+        const float* near = y < 0 ? handed + ((y + above) << call.log_width) * C
+                                  : room.between + ((y + before) << call.log_width) * C;
+        const float* far = row_of<C>(call, room, line.y, top - above);
+        const bool away = y < 0 && !call.kept;
+        return [=](int x, int c) {
+          if (away) return *reinterpret_cast<const float4*>(far + x * C + c);
+          return *reinterpret_cast<const float4*>(near + x * C + c);
+        };
+      });
 }
 
 // Hand over the last rows of the room's tile, as many as it has above the next one's first.
@@ -133,7 +134,7 @@ __device__ __forceinline__ void hand_over(const Reach& call, const ReachRoom<C>&
     if (call.kept)
       handed[i] = v;
     else if (y >= 0 && y < call.height && place < call.width * kQuads<C>)
-      store(row_of<C>(call, room, reached.image, y) + 4 * place, v);
+      store(row_of<C>(call, room, y, top) + 4 * place, v);
   }
 }
 

@@ -152,14 +152,14 @@ struct Candidates : ReachCall {
   }
 };
 
-// Two inputs, a task each.
+// Two inputs, a task each; a part of the second one's gradient was collected beside it.
 template <int C>
 struct Inputs : ReachCall {
   explicit Inputs(const Extents& extents, int parts = 1)
       : ReachCall(C, extents,
                   {.states = 2 * extents.in_pixels() * C * parts,
                    .z = 0,
-                   .gradients = 2 * extents.in_pixels() * C * parts,
+                   .gradients = 3 * extents.in_pixels() * C * parts,
                    .weights = 0,
                    .norms = 0,
                    .sums = 2 * 2 * extents.chunks() * C * parts}) {
@@ -170,8 +170,12 @@ struct Inputs : ReachCall {
       row[cell::kHeight] = extents.in_height, row[cell::kWidth] = extents.in_width;
       row[cell::kSource] = row[cell::kGradient] = place * in_pixels * pitch;
       row[cell::kSums] = place * 2 * chunks * pitch;
+      if (place == 1) row[cell::kInnerGradient] = 2 * in_pixels * pitch;
       candidates.push_back(row);
     }
+    for (int64_t i = 0; i < gradients.size(); ++i) expected.push_back(gradients[i]);
+    const int64_t numbers = in_pixels * pitch;
+    for (int64_t i = 0; i < numbers; ++i) expected[numbers + i] += expected[2 * numbers + i];
   }
 
   Inputs& run(unsigned seed) {
@@ -180,6 +184,7 @@ struct Inputs : ReachCall {
   }
 
   void check() const {
+    for (int64_t i = 0; i < gradients.size(); ++i) DA2S_CHECK(gradients[i] == expected[i]);
     const int64_t own = int64_t{extents.chunk_images} * extents.in_height * extents.in_width;
     for (const Row& row : candidates)
       for (int chunk = 0; chunk < chunks; ++chunk)
@@ -195,6 +200,8 @@ struct Inputs : ReachCall {
           DA2S_CHECK_CLOSE(float, found[pitch], products);
         }
   }
+
+  std::vector<float> expected;  // gradients, behind the launch
 };
 
 DA2S_TEST(cuda_sums_of_candidates) {

@@ -66,12 +66,12 @@ def test_planted_bugs_are_noticed(device, planted, file, old, new):
         # A row's pitch in the place of a pixel's.
         (PULL, "gradient + at * pitch)", "gradient + at * C * 2)"),
         (REACH_STATES, "place_of(pixel, tile, call) * call.pitch;", "place_of(pixel, tile, call);"),
-        # What is there already is forgotten.
-        (COLLECT, "before.x + found.x", "found.x"),
+        # What was collected beside an input's gradient is not added.
+        ("cell/candidate_sums.cuh", "before.w + v.w", "before.w"),
         # A tap of the next row.
         (PULL, "from[(ky * kDilation * tile.columns + i) * C]", "from[(ky * C + i) * C]"),
     ],
-    ids=["sums", "tap", "image", "pitch", "state's pitch", "sum", "row of taps"],
+    ids=["sums", "tap", "image", "pitch", "state's pitch", "beside", "row of taps"],
 )
 def test_planted_bugs_of_the_backward_pass_are_noticed(device, planted, file, old, new):
     planted(file, old, new)
@@ -107,8 +107,10 @@ def test_planted_bugs_of_rows_that_are_handed_over_are_noticed(device, planted, 
         ("past ? C + c : c;", "c;"),
         # `none` hands on its gradient.
         ("== kNothing ? 0.f : 1.f", "== kNothing ? 1.f : 1.f"),
+        # What is there already is forgotten.
+        ("before.x + found.x", "found.x"),
     ],
-    ids=["tap", "column", "share", "row", "channel", "none"],
+    ids=["tap", "column", "share", "row", "channel", "none", "sum"],
 )
 def test_planted_bugs_of_what_has_no_layers_are_noticed(device, planted, old, new):
     planted(COLLECT, old, new)

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 import torch
 
-from da2s_fast.kernels.cell.rows import BYPASS, DENSE, Group, Layer, Task, Wait, Work
+from da2s_fast.kernels.cell.rows import BYPASS, DENSE, SEPARABLE, Group, Layer, Task, Wait, Work
 from da2s_fast.ops.cell.plan import CellPlan
 from da2s_fast.ops.cell.triton.layout import Layout, layout_of
 from da2s_fast.ops.cell.triton.packs import Rows
@@ -114,6 +114,23 @@ def test_both_halves_come_last_and_follow_one_another(name):
             product=first.product + 2 * channels**2, column=channels, padding=-1
         )
     assert found > 0
+
+
+def test_the_last_edges_from_preprocessed_inputs_are_shared_out():
+    """Half of the separable convolutions hand what they have to a place of their own."""
+    plan = TABLES["DA2S"]
+    layout, reaching = layout_for(plan, True), tables_for(plan, True).reaching
+    layers, groups = rows_of(reaching.layers, Layer), rows_of(reaching.groups, Group)
+    assert list(layout.beside) == [0, 1]
+    for state, place in layout.beside.items():
+        (beside,) = [own for own in groups if own.gradient == place]
+        at = groups.index(beside)
+        both = [layers[own.first : own.first + own.length] for own in groups[at : at + 2]]
+        assert groups[at + 1].gradient == layout.gradients[state]
+        assert [sum(row.kind == SEPARABLE.value for row in rows) for rows in both] == [2, 2]
+        assert {row.source for rows in both for row in rows} == {layout.states[state]}
+        assert len(both[0]) + len(both[1]) == len(DA2S.primitives)
+    assert not layout_for(PLANS["partial"], True).beside, "its inputs have no norms"
 
 
 class _Without:

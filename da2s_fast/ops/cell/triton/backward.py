@@ -224,7 +224,7 @@ class _Backward:
             gradient=grad,
             gradient_strides=grad.stride(),
             states=call.states,
-            first_output=len(plan.states) - plan.outputs,
+            first_output=states.length - plan.outputs,
             node_states=layout.states[plan.inputs],
             in_pixels=layout.pixels(0),
             in_size=in_height * in_width,

@@ -30,6 +30,7 @@ class CellRows:
             width=width,
             gradient=layout.gradients[position],
             sums=layout.input_sums[position],
+            inner_gradient=layout.beside.get(position, 0),
         )
 
     def input(self, position: int) -> Part:

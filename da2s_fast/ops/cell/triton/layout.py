@@ -56,6 +56,9 @@ class Layout(Tiling):
             their own, first layers one per edge; those of other nodes lie there too, see `rooms`.
         inner: gradients at inner norms, likewise.
         gradients: of the states.
+        beside: a second place for those of preprocessed inputs: the edges from an input go back one
+            after the other, so in the end, when there is nothing else to be done, half of the last
+            one's layers collect there.
     """
 
     save: bool
@@ -213,9 +216,17 @@ class Layout(Tiling):
         return 2 if self.save else 1
 
     @cached_property
-    def _gradients(self) -> tuple[list[int], dict[Key, int], dict[Key, int], int]:
+    def _gradients(
+        self,
+    ) -> tuple[list[int], dict[int, int], dict[Key, int], dict[Key, int], int]:
         room = Room()
         states = [room.take(self.pixels(s) * self.plan.channels) for s in self.plan.states]
+        beside = {
+            edge.source: room.take(self.pixels(edge.source) * self.plan.channels)
+            for edge in self.plan.entering(self.plan.inputs)
+            if edge.source in self.plan.preprocess_norms
+            and sum(name in CONVS for name in self.plan.candidates(edge)) > 1
+        }
         reached: dict[Key, int] = {}
         inner: dict[Key, int] = {}
         nodes = self.plan.states[: self.plan.inputs - 1 : -1]
@@ -231,7 +242,7 @@ class Layout(Tiling):
                     reached |= {key: room.take(self._one) for key in second}
                     inner |= {key: room.take(self._one) for key in layers if key[2] == 0}
                 most = max(most, room.used)
-        return states, reached, inner, most
+        return states, beside, reached, inner, most
 
     @property
     def gradients(self) -> list[int]:
@@ -239,19 +250,24 @@ class Layout(Tiling):
         return self._gradients[0]
 
     @property
-    def reached(self) -> dict[Key, int]:
+    def beside(self) -> dict[int, int]:
         """See the class."""
         return self._gradients[1]
 
     @property
-    def inner(self) -> dict[Key, int]:
+    def reached(self) -> dict[Key, int]:
         """See the class."""
         return self._gradients[2]
 
     @property
+    def inner(self) -> dict[Key, int]:
+        """See the class."""
+        return self._gradients[3]
+
+    @property
     def gradients_size(self) -> int:
         """Numbers of all gradients."""
-        return self._gradients[3]
+        return self._gradients[4]
 
     @cached_property
     def _sums(self) -> tuple[dict[Key, int], list[int], list[int], int]:

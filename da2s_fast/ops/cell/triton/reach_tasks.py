@@ -84,6 +84,8 @@ class ReachTaskRows:
         self.layers: list[Layer] = []
         self.lengths: list[int] = []
         self.nodes = [own.node for own in nodes]
+        # The inputs' sums, which add what is collected beside, are among the tasks then.
+        self.halved = not any(own.reaching.others for own in nodes)
         for own in reversed(nodes):
             before = len(self.own.tasks)
             self._add(own)
@@ -146,15 +148,25 @@ class ReachTaskRows:
             if not group.length:
                 continue
             rows = own.reaching.layers[group.first : group.first + group.length]
-            moved = group._replace(first=len(self.layers))
-            self.layers.extend(rows)
             needed = [
                 *self._gradient(node),
                 *((node, state, work) for work in (Work.SUMS, Work.INNER)),
                 *self._room(node),
-                *((later, state, Work.STATES) for later in self._later(node)[:1]),
             ]
-            self._task((node, state, Work.STATES), self.groups, moved, needed)
+            if self.halved and node == self.nodes[0] and state in self.layout.beside:
+                half = sum(row.kind == SEPARABLE.value for row in rows) // 2
+                beside = group._replace(gradient=self.layout.beside[state])
+                self._reach(node, state, beside, rows[:half], needed)
+                rows = rows[half:]
+            needed += [(later, state, Work.STATES) for later in self._later(node)[:1]]
+            self._reach(node, state, group, rows, needed)
+
+    def _reach(
+        self, node: int, state: int, group: Group, rows: Sequence[Layer], needed: list[Count]
+    ) -> None:
+        moved = group._replace(first=len(self.layers), length=len(rows))
+        self.layers.extend(rows)
+        self._task((node, state, Work.STATES), self.groups, moved, needed)
 
     def _sum_inputs(self) -> None:
         """Behind all nodes."""

@@ -50,7 +50,8 @@ class Tables(NamedTuple):
         parts: convolutions of the preprocessing.
         inputs: one row for every input.
         rounds: node by node.
-        states: a group without rows for every state.
+        states: a group without rows for every place where a state's gradient is collected, those
+            beside the gradients first.
         normalized: one row for every preprocessed input.
         candidates: every candidate and bypass of all edges; a power of two for each edge, those
             that are too many without channels.
@@ -100,7 +101,10 @@ def tables_of(  # noqa: PLR0917 - a key of the cache
     lists: list[Sequence[tuple[int, ...]]] = [
         [part for i in plan.preprocess_norms for part in cell.parts(i)],
         [cell.input(i) for i in range(plan.inputs)],
-        [cell.group(state, 0, 0) for state in plan.states],
+        [
+            *(cell.group(s, 0, 0)._replace(gradient=at) for s, at in cell.layout.beside.items()),
+            *(cell.group(state, 0, 0) for state in plan.states),
+        ],
         [cell.input_sums(i) for i in plan.preprocess_norms],
         _by_edge(len(plan.edges), [row for own in rounds for row in own.mixed]),
     ]

@@ -24,9 +24,11 @@ INPUT_CHUNK_NUMBERS = 8192
 """Fewest numbers of an input that such a chunk takes."""
 IMAGE_CHUNKS = 64
 """Most chunks of whole images, in the backward pass; a power of two."""
-IMAGE_CHUNK_PIXELS = 128
-"""Fewest pixels of those: a chunk's gradients of weights are as many numbers as weights, and
-everybody who needs a sum adds up all chunks."""
+IMAGE_CHUNK_PIXELS, IMAGE_CHUNK_NUMBERS = 128, 4096
+"""Fewest pixels of those, or so many that a candidate has these numbers of them: a chunk's
+gradients of weights are as many numbers as weights, and everybody who needs a sum adds up all
+chunks. But with half the programs that a GPU has place for, edges that go back into one state
+would leave the other half idle: they do so one after the other."""
 
 ENOUGH_PROGRAMS = 256
 """As many as large GPUs run at once of programs that take half of a multiprocessor."""
@@ -104,7 +106,8 @@ class Tiling:
     @cached_property
     def images(self) -> int:
         """Images of a chunk in the backward pass."""
-        enough = -(-IMAGE_CHUNK_PIXELS // prod(self.after))
+        pixels = min(IMAGE_CHUNK_PIXELS, IMAGE_CHUNK_NUMBERS // self.plan.mixed_channels)
+        enough = -(-pixels // prod(self.after))
         return max(min(enough, self.batch), -(-self.batch // IMAGE_CHUNKS))
 
     @cached_property

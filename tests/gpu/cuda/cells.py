@@ -18,7 +18,9 @@ POOLS = ("max_pool_3x3", "avg_pool_3x3")
 PLANS = {
     "two layers": CellPlan(8, ONLY_SEPARABLE, 1, False, ("conv",)),
     "pools": CellPlan(4, ("sep_conv_3x3", *POOLS), 1, False, ("conv", "identity")),
-    "reduction": CellPlan(16, ("skip_connect", "dil_conv_5x5", *POOLS), 1, True, ("conv",)),
+    "reduction": CellPlan(
+        16, ("skip_connect", "dil_conv_3x3", "dil_conv_5x5", *POOLS), 1, True, ("conv",)
+    ),
     "halves": CellPlan(8, ("skip_connect", "max_pool_3x3"), 1, True, ("identity",)),
     "partial": CellPlan(16, ("sep_conv_5x5", "max_pool_3x3"), 1, True, ("identity",), 4),
     "widest": CellPlan(4, ("sep_conv_7x7",), 1, False, ("identity",)),
@@ -28,7 +30,7 @@ PLANS = {
     ),
 }
 SMALL = PLANS["two layers"]
-SEVERAL_TILES = CellPlan(16, ONLY_SEPARABLE, 1, False, ("identity",)), (1, 9, 20)
+SEVERAL_TILES = CellPlan(16, ONLY_SEPARABLE, 1, False, ("conv",)), (1, 9, 20)
 """A cell with images of more rows than a tile has."""
 
 

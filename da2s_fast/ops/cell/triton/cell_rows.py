@@ -169,13 +169,8 @@ class CellRows:
 
     def first(self, edge: EdgePlan) -> list[Layer]:
         """First layers of an edge."""
-        keys = self.layout.layers(edge)
-        return [
-            row
-            for _, name, half in keys
-            if half == 0 or (edge.row, name, 0) not in keys
-            for row in self._layer(edge, name, half)
-        ]
+        keys = self.layout.first_layers(edge)
+        return [row for _, name, half in keys for row in self._layer(edge, name, half)]
 
     def pool(self, edge: EdgePlan, operation: str) -> Layer:
         """A pool, which is that of all edges from its state."""

@@ -53,7 +53,8 @@ class Layout(Tiling):
             chunks are others, see `input_chunks`.
         sums: partial sums of gradients, likewise; by edge, operation and half, and of inputs.
         reached: room for gradients before the product of layers: second layers of a node have
-            their own, first layers one per edge; those of other nodes lie there too, see `rooms`.
+            their own, first layers one per edge and one for those that collect beside; those of
+            other nodes lie there too, see `rooms`.
         inner: gradients at inner norms, likewise.
         gradients: of the states.
         beside: a second place for those of preprocessed inputs: the edges from an input go back one
@@ -114,6 +115,20 @@ class Layout(Tiling):
             if name in CONVS or name in DENSE or (name == SKIP and edge.stride == 2):
                 found.append((edge.row, name, 1))
         return found
+
+    def first_layers(self, edge: EdgePlan) -> list[Key]:
+        """Those of them that read the edge's state."""
+        keys = self.layers(edge)
+        return [
+            (row, name, half) for row, name, half in keys if half == 0 or (row, name, 0) not in keys
+        ]
+
+    def layers_beside(self, edge: EdgePlan) -> list[Key]:
+        """The first layers of an edge that collect what they hand its state beside the gradient."""
+        if edge.target > self.plan.inputs or edge.source not in self.plan.preprocess_norms:
+            return []
+        separable = [key for key in self.first_layers(edge) if key[1] in CONVS]
+        return separable[: len(separable) // 2]
 
     @cached_property
     def pooled(self) -> dict[tuple[int, str], list[int]]:
@@ -224,8 +239,7 @@ class Layout(Tiling):
         beside = {
             edge.source: room.take(self.pixels(edge.source) * self.plan.channels)
             for edge in self.plan.entering(self.plan.inputs)
-            if edge.source in self.plan.preprocess_norms
-            and sum(name in CONVS for name in self.plan.candidates(edge)) > 1
+            if self.layers_beside(edge)
         }
         reached: dict[Key, int] = {}
         inner: dict[Key, int] = {}
@@ -239,6 +253,8 @@ class Layout(Tiling):
                     layers = self.layers(edge)
                     second = [(edge.row, name, 1) for _, name, half in layers if half == 0]
                     reached |= dict.fromkeys(layers, room.take(self._one))
+                    if beside_too := self.layers_beside(edge):
+                        reached |= dict.fromkeys(beside_too, room.take(self._one))
                     reached |= {key: room.take(self._one) for key in second}
                     inner |= {key: room.take(self._one) for key in layers if key[2] == 0}
                 most = max(most, room.used)

@@ -153,13 +153,20 @@ class ReachTaskRows:
                 *((node, state, work) for work in (Work.SUMS, Work.INNER)),
                 *self._room(node),
             ]
-            if self.halved and node == self.nodes[0] and state in self.layout.beside:
-                half = sum(row.kind == SEPARABLE.value for row in rows) // 2
+            if half := self._beside(node, state):
                 beside = group._replace(gradient=self.layout.beside[state])
                 self._reach(node, state, beside, rows[:half], needed)
                 rows = rows[half:]
             needed += [(later, state, Work.STATES) for later in self._later(node)[:1]]
             self._reach(node, state, group, rows, needed)
+
+    def _beside(self, node: int, state: int) -> int:
+        """How many of the first rows collect beside the state's gradient."""
+        if not self.halved:
+            return 0
+        edges = self.cell.plan.entering(node)
+        own = [self.layout.layers_beside(edge) for edge in edges if edge.source == state]
+        return sum(map(len, own))
 
     def _reach(
         self, node: int, state: int, group: Group, rows: Sequence[Layer], needed: list[Count]

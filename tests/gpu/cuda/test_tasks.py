@@ -130,6 +130,8 @@ def test_the_last_edges_from_preprocessed_inputs_are_shared_out():
         assert [sum(row.kind == SEPARABLE.value for row in rows) for rows in both] == [2, 2]
         assert {row.source for rows in both for row in rows} == {layout.states[state]}
         assert len(both[0]) + len(both[1]) == len(DA2S.primitives)
+        rooms = [{row.reached for row in rows if row.kind == SEPARABLE.value} for rows in both]
+        assert not rooms[0] & rooms[1]
     assert not layout_for(PLANS["partial"], True).beside, "its inputs have no norms"
 
 
@@ -185,6 +187,23 @@ def test_a_state_that_two_nodes_reach_at_once_is_noticed(device, monkeypatch):
     _Without(monkeypatch, Work.STATES, Work.STATES)
     with pytest.raises(Race):
         gradients_of(make_case(plan, (2, 5, 7)).to(torch.float32))
+
+
+@ONE_ARCHITECTURE
+def test_halves_that_share_a_room_are_noticed(device, monkeypatch):
+    own = Layout.reached.fget
+
+    def shared(layout: Layout) -> dict:
+        rooms = dict(own(layout))
+        for edge in layout.plan.edges:
+            for key in layout.layers_beside(edge):
+                rooms[key] = rooms[layout.first_layers(edge)[-1]]
+        return rooms
+
+    monkeypatch.setattr(Layout, "reached", property(shared))
+    tables_of.cache_clear()
+    with pytest.raises(Race):
+        gradients_of(make_case(PLANS["reduction"], (2, 5, 7)).to(torch.float32))
 
 
 @ONE_ARCHITECTURE

@@ -156,7 +156,7 @@ def nodes_arguments(layout: Layout, tasks: NodeTasks, device: torch.device) -> d
     chunk_pixels = layout.tile * layout.tiles_per_chunk(layout.pixels(layout.plan.inputs))
     images = -(-chunk_pixels // prod(layout.after))
 
-    def shared(tile: Tile) -> int:  # `Room` of csrc/cuda/cell/convolve.cuh
+    def shared(tile: Tile) -> int:  # `Room` of csrc/cuda/cell/nodes_room.cuh
         rows = most_rows(c)
         between = max(tile.numbers(c), 2 * _THREADS)
         inputs = max(_input_of(tile, first, c), _input_of(tile, second, c))
